@@ -1,0 +1,49 @@
+# Everything a newcomer needs. Settings: PYTHON (3.11 or newer), THREADS (default: one per core).
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := train,serve,pipelines,synthesis,dev
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export SONORANT_RUNS := $(CURDIR)/runs
+
+.PHONY: demo test test-all check serve lock clean
+
+demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evaluation report
+	@test -d .dvc || { echo "== dvc init"; dvc init -q $$(git rev-parse --git-dir >/dev/null 2>&1 || echo --no-scm); }
+	@echo "== dvc repro: prepare, cluster, pretrain, publish, evaluate (params.yaml)"
+	dvc repro
+	dvc metrics show
+	@echo "report: $(CURDIR)/artifacts/report/report.html"
+
+test: $(INSTALLED) ## lint, types and every test that is not marked slow
+	@echo "== ruff, mypy"
+	ruff check .
+	mypy
+	@echo "== pytest"
+	OMP_NUM_THREADS=1 pytest -m "not slow"
+
+test-all: $(INSTALLED) ## the slow tests too
+	OMP_NUM_THREADS=1 pytest
+
+check: $(INSTALLED) ## lint and types alone
+	ruff check .
+	mypy
+
+serve: $(INSTALLED) ## answer on http://127.0.0.1:8000 with the model that `make demo` published
+	@test -f artifacts/model/artifact.json || { echo "artifacts/model: found no model, wanted one: run make demo first" >&2; exit 1; }
+	python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "== virtual environment and packages, pinned by constraints.txt (about three minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+lock: ## renew constraints.txt from pyproject.toml
+	uv pip compile pyproject.toml --extra train --extra serve --extra pipelines --extra synthesis --extra dev \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o constraints.txt
+
+clean: ## remove the environment, artifacts and run directories
+	rm -rf $(VENV) artifacts runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,9 @@
+"""The steps as Kubeflow components, one file a step."""
+
+from components.cluster import cluster
+from components.evaluate import evaluate
+from components.prepare import prepare
+from components.pretrain import pretrain
+from components.publish import publish
+
+__all__ = ["cluster", "evaluate", "prepare", "pretrain", "publish"]

@@ -1,0 +1,1 @@
+"""The embedding server: a published model behind HTTP."""

@@ -1,0 +1,63 @@
+"""`python -m serving --model artifacts/model --host 127.0.0.1 --port 8000`"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from serving.app import create_app
+from serving.errors import describe_all
+from serving.service import Service
+from serving.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Stops admitting work the moment it is told to stop; what was admitted is still answered."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop has come."""
+        self.service.batcher.drain()
+        super().handle_exit(sig, frame)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until told to stop; a fault in the settings or the model is one line and exit status 1."""
+    parser = argparse.ArgumentParser("python -m serving", description="Serve a published model over HTTP.")
+    parser.add_argument("--model", type=Path, help="what `sonorant publish` wrote [artifacts/model]")
+    parser.add_argument("--host", help="[127.0.0.1]")
+    parser.add_argument("--port", type=int, help="[8000]")
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        sys.exit(f"settings: {describe_all(error.errors())}")
+    try:
+        app = create_app(settings=settings)
+    except ValueError as error:
+        sys.exit(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,  # the gate writes a line with the request's id
+        log_config=None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
+    )
+    Server(config, app.state.service).run()
+
+
+if __name__ == "__main__":
+    main()

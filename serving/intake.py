@@ -1,0 +1,148 @@
+"""From a request's body to waves: raw audio, multipart or JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from serving.batcher import Wave
+from serving.errors import ApiError, describe_all, shorten
+from serving.schemas import EncodedAudio
+from serving.settings import Settings
+from sonorant.inference import SAMPLE_RATE, TooLongError, read_wave
+
+ACCEPTED = "audio/*, application/octet-stream, multipart/form-data or application/json"
+REQUEST_BODY: Mapping[str, Any] = {
+    "required": True,
+    "description": "The audio itself, one or many files, or base64 in JSON: WAV, FLAC, Ogg or MP3.",
+    "content": {
+        "audio/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                "required": ["file"],
+            }
+        },
+        "application/json": {"schema": EncodedAudio.model_json_schema()},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file of a request, decoded. `label` names it in errors."""
+
+    name: str | None
+    label: str
+    wave: Wave
+
+    @property
+    def seconds(self) -> float:
+        """Its duration."""
+        return len(self.wave) / SAMPLE_RATE
+
+
+async def read_clips(request: Request, settings: Settings, decoders: CapacityLimiter) -> list[Clip]:
+    """Every file of the request, decoded; ApiError where one cannot be had."""
+    clips: list[Clip] = []
+    room = settings.max_queue_seconds
+    for label, name, data in await read_files(request, settings):
+        limit = min(room, settings.max_file_seconds)
+        clip = await to_thread.run_sync(partial(decode, label, name, data, limit), limiter=decoders)
+        room -= clip.seconds
+        clips.append(clip)
+    return clips
+
+
+def decode(label: str, name: str | None, data: bytes, max_seconds: float) -> Clip:
+    """The audio in `data`; ApiError 400 where there is none, 413 where it is longer than `max_seconds`."""
+    try:
+        return Clip(name, label, read_wave(BytesIO(data), max_seconds))
+    except TooLongError as error:
+        raise ApiError(413, "too_long", relabel(error, label)) from None
+    except ValueError as error:
+        raise ApiError(400, "bad_audio", relabel(error, label)) from None
+
+
+def relabel(error: Exception, label: str) -> str:
+    """The message of `error`, which speaks of "audio" or a "wave", with the file's own name in front."""
+    return label + str(error).removeprefix("audio").removeprefix("wave")
+
+
+async def read_files(request: Request, settings: Settings) -> list[tuple[str, str | None, bytes]]:
+    """(label, file name, bytes) of each file in the request."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise ApiError(
+            415,
+            "unsupported_media_type",
+            f"Content-Encoding: found {shorten(encoding)}, wanted none: send FLAC to save bytes",
+        )
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media.startswith("audio/") or media == "application/octet-stream":
+        return [("audio", None, await request.body())]
+    if media == "application/json":
+        return [("audio", None, read_json(await request.body()))]
+    if media == "multipart/form-data":
+        return await read_multipart(request, settings)
+    raise ApiError(415, "unsupported_media_type", f"Content-Type: found {shorten(media)}, wanted {ACCEPTED}")
+
+
+def read_json(body: bytes) -> bytes:
+    """The audio in a JSON body."""
+    try:
+        text = EncodedAudio.model_validate_json(body).audio
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        if faults[0]["type"] == "json_invalid":
+            raise ApiError(
+                400, "bad_json", f"body: found no JSON ({faults[0]['msg']}), wanted an object"
+            ) from None
+        raise ApiError(
+            422, "invalid_body", describe_all([{**f, "loc": ("body", *f["loc"])} for f in faults])
+        ) from None
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, "bad_base64", f"body audio: found no base64 ({error}), wanted the file's bytes in base64"
+        ) from None
+
+
+async def read_multipart(request: Request, settings: Settings) -> list[tuple[str, str | None, bytes]]:
+    """The files of a form, kept in memory: the body's size is bounded already."""
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=settings.max_files, max_fields=settings.max_files
+    )
+    parser.spool_max_size = settings.max_body_bytes
+    try:
+        form = await parser.parse()
+    except (MultiPartException, ValueError) as error:
+        raise ApiError(
+            400, "bad_multipart", f"form: found it broken ({error}), wanted multipart files"
+        ) from None
+    files: list[tuple[str, str | None, bytes]] = []
+    try:
+        for field, part in form.multi_items():
+            if not isinstance(part, UploadFile):
+                raise ApiError(422, "invalid_body", f"form field {shorten(field)}: found text, wanted a file")
+            name = part.filename or None
+            files.append((f"file {len(files)} {shorten(name)}", name, await part.read()))
+    finally:
+        await form.close()
+    if not files:
+        raise ApiError(422, "invalid_body", "form: found no file, wanted at least one: add a file part")
+    return files

@@ -1,0 +1,103 @@
+"""The command line, made from the steps' signatures: `sonorant STEP --config params.yaml --corpus …`.
+
+A configuration file has one section per step. Given several, later ones override earlier ones key by key, so
+`--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from sonorant.config import SECTIONS, read_params
+from sonorant.steps.step import Step, scratch_root
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line on stderr and a non-zero exit."""
+    try:
+        import typer
+        import yaml  # noqa: F401 (read_params needs it)
+    except ImportError as error:
+        wanted = "wanted the training extra: pip install 'sonorant[train]'"
+        sys.exit(f"sonorant: found no module {error.name}, {wanted}")
+    from sonorant.steps import STEPS
+
+    about = "Self-supervised speech representations, step by step."
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
+    for step in STEPS.values():
+        app.command(step.name, help=step.summary)(command(step))
+    app()
+
+
+def command(step: Step) -> Callable[..., None]:
+    """The step as a function whose parameters typer turns into options."""
+    import typer
+
+    def call(config: list[Path], overrides: list[str], **paths: Path | None) -> None:
+        run(step, config, overrides, paths)
+
+    def parameter(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -> Parameter:
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+    files = typer.Option(
+        "--config", help="YAML with a section per step; repeat to override", show_default=False
+    )
+    changes = typer.Option("--set", help="section.key=value, overrides the files", show_default=False)
+    parameters = [parameter("config", list[Path], files), parameter("overrides", list[str], changes, [])]
+    for name in (*step.inputs, *step.outputs):
+        verb = "reads" if name in step.inputs else "writes"
+        option = typer.Option(f"--{name}", help=f"the artifact it {verb}", show_default=False)
+        parameters.append(
+            parameter(name, Path | None, option, None)
+            if name in step.optional
+            else parameter(name, Path, option)
+        )
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def run(
+    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Path | None]
+) -> None:
+    """Run the step and print its metrics, one a line."""
+    from safetensors import SafetensorError
+
+    kept = f"finished work is kept in {scratch_root()}"
+    try:
+        values = read_params(config, overrides)
+        files = ", ".join(map(str, config))
+        if unknown := sorted(set(values) - set(SECTIONS)):
+            raise ValueError(
+                f"{files}: found unknown sections {unknown}, wanted some of {sorted(SECTIONS)}: respell them"
+            )
+        if step.name not in values:
+            raise ValueError(f"{files}: found only the sections {sorted(values)}, wanted {step.name}: add it")
+        metrics = step(values[step.name] or {}, **paths)
+    except ValueError as error:
+        fail(step.name, str(error))
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps what the system says.
+        full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        advice = "free some space" if full else "check the path and its permissions"
+        file, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+        where = f"{file}: " if file else ""
+        fail(step.name, f"{where}{reason or error}: {advice} and run the same command again; {kept}")
+    except KeyboardInterrupt:
+        fail(step.name, f"interrupted; {kept}; run the same command again to go on", 130)
+    for name, value in metrics.items():
+        print(f"{step.name}  {name}  {value:.6g}")
+
+
+def fail(step: str, message: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and the end."""
+    if os.environ.get("SONORANT_TRACEBACK"):
+        raise
+    line = " ".join(message.split())
+    print(line if line.startswith(f"{step}:") else f"{step}: {line}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""Audio, corpora, the time grid, and how utterances become batches."""

@@ -1,0 +1,206 @@
+"""How utterances become updates: one order, whatever the number of ranks, that can be entered anywhere.
+
+An update's utterances, crops and masks follow from the seed, the epoch and the update alone. Ranks and
+micro-batches each take a part of the update, so two ranks see what one rank with the same `batch_seconds`
+sees, and a run resumes on any number of ranks. (lhotse's samplers deal batches to ranks: their order depends
+on how many there are.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig
+from sonorant.data import frames
+from sonorant.data.audio import standardise
+from sonorant.data.corpus import Utterance
+from sonorant.data.masking import equalise, span_mask
+from sonorant.data.perturbation import draw_warp, frames_before, perturb
+from sonorant.data.units import UnitStore
+
+NO_WAVE = np.zeros(0, np.float32)
+
+
+@dataclass
+class Batch:
+    """Utterances end to end: waves (N,) as pack_waves lays them, mask (F,), units (F,) or None."""
+
+    waves: Tensor
+    num_samples: tuple[int, ...]
+    mask: Tensor
+    units: Tensor | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Audio in it."""
+        return sum(self.num_samples) / frames.SAMPLE_RATE
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        units = None if self.units is None else self.units.to(device, non_blocking=True)
+        return Batch(
+            self.waves.to(device, non_blocking=True),
+            self.num_samples,
+            self.mask.to(device, non_blocking=True),
+            units,
+        )
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where in the endless stream of utterances the next update begins."""
+
+    epoch: int = 0
+    position: int = 0
+    update: int = 0
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A piece of an utterance on the frame grid."""
+
+    utterance: Utterance
+    first_frame: int
+    num_source_frames: int
+    warp: float = 1.0
+    """How many times as fast it is played."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames it makes when played so fast."""
+        return frames.num_frames(int(frames.num_samples(self.num_source_frames) / self.warp))
+
+
+class Loader:
+    """This rank's share of every update."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        units: UnitStore | None,
+        batching: BatchingConfig,
+        masking: MaskingConfig,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        perturbation: PerturbationConfig | None = None,
+    ) -> None:
+        self.utterances, self.units = list(utterances), units
+        self.batching, self.masking, self.seed = batching, masking, seed
+        self.perturbation = perturbation or PerturbationConfig()
+        self.rank, self.num_ranks = rank, num_ranks
+        self.max_frames = frames.num_frames(round(batching.crop_seconds * frames.SAMPLE_RATE))
+        parts = num_ranks * batching.micro_batches
+        if len(self.utterances) < parts:
+            raise ValueError(
+                f"batching: found {len(self.utterances)} utterances for {num_ranks} ranks × "
+                f"{batching.micro_batches} micro-batches, wanted at least one each: use fewer or more speech"
+            )
+        if units is not None:
+            check_labels(self.utterances, units)
+
+    def updates(self, cursor: Cursor) -> Generator[tuple[list[Batch], Cursor]]:
+        """From `cursor` on: this rank's micro-batches of each update, and where the next one begins."""
+        with ThreadPoolExecutor(1) as pool:
+            crops, after = self.plan(cursor)
+            pending = pool.submit(self._load, crops, cursor.update)
+            while True:
+                next_crops, next_after = self.plan(after)
+                batches = pending.result()
+                pending = pool.submit(self._load, next_crops, after.update)
+                yield batches, after
+                after = next_after
+
+    def plan(self, cursor: Cursor) -> tuple[list[Crop], Cursor]:
+        """The crops of one update over all ranks, and where the next update begins."""
+        epoch, position = cursor.epoch, cursor.position
+        order = self._order(epoch)
+        rng = np.random.default_rng((self.seed, 1, cursor.update))
+        crops: list[Crop] = []
+        seconds = 0.0
+        while True:
+            if position == len(order):
+                epoch, position = epoch + 1, 0
+                order = self._order(epoch)
+            utterance = self.utterances[order[position]]
+            count = min(utterance.num_frames, self.max_frames)
+            room = utterance.num_frames - count
+            first = 0 if self.batching.start_crops else int(rng.integers(room + 1))
+            crop = Crop(utterance, first, count, draw_warp(self.perturbation, rng))
+            length = frames.num_samples(crop.num_frames) / frames.SAMPLE_RATE
+            enough = len(crops) >= self.num_ranks * self.batching.micro_batches
+            if enough and seconds + length > self.batching.batch_seconds:
+                return crops, Cursor(epoch, position, cursor.update + 1)
+            crops.append(crop)
+            seconds += length
+            position += 1
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.utterances)).tolist()  # type: ignore[no-any-return]
+
+    def _load(self, crops: Sequence[Crop], update: int) -> list[Batch]:
+        masks = [
+            span_mask(crop.num_frames, self.masking, np.random.default_rng((self.seed, 2, update, row)))
+            for row, crop in enumerate(crops)
+        ]
+        if self.masking.equalise:
+            masks = equalise(masks, np.random.default_rng((self.seed, 3, update)))
+        parts = split_evenly(
+            [crop.num_frames for crop in crops], self.num_ranks * self.batching.micro_batches
+        )
+        mine = parts[self.rank :: self.num_ranks]
+        return [self._batch(crops, masks, rows, update) for rows in mine]
+
+    def _batch(
+        self, crops: Sequence[Crop], masks: Sequence[NDArray[np.bool_]], rows: Sequence[int], update: int
+    ) -> Batch:
+        waves, units = [], []
+        for row in rows:
+            crop, rng = crops[row], np.random.default_rng((self.seed, 4, update, row))
+            # What is heard behind a crop is the update's next one, wherever that is computed.
+            other = cut(crops[(row + 1) % len(crops)]) if self.perturbation.noise_share else NO_WAVE
+            wave = perturb(cut(crop), crop.warp, other, self.perturbation, rng)
+            waves.append(wave[: frames.num_samples(crop.num_frames)])
+            if self.units is not None:
+                source = frames_before(crop.num_frames, crop.warp, crop.num_source_frames)
+                units.append(self.units[crop.utterance.id][crop.first_frame + source])
+        return Batch(
+            torch.from_numpy(frames.pack_waves(waves)),
+            tuple(len(wave) for wave in waves),
+            torch.from_numpy(np.concatenate([masks[row] for row in rows])),
+            torch.from_numpy(np.concatenate(units).astype(np.int64)) if units else None,
+        )
+
+
+def cut(crop: Crop) -> NDArray[np.float32]:
+    """The crop's samples of its standardised utterance, as they were recorded."""
+    start = crop.first_frame * frames.HOP_SAMPLES
+    return standardise(crop.utterance.wave())[start : start + frames.num_samples(crop.num_source_frames)]
+
+
+def check_labels(utterances: Iterable[Utterance], units: UnitStore) -> None:
+    """ValueError where an utterance has not one unit a frame."""
+    for utterance in utterances:
+        if (found := len(units[utterance.id])) != utterance.num_frames:
+            raise ValueError(
+                f"units: found {found} labels for {utterance.id}, wanted {utterance.num_frames}, "
+                "one a frame: cluster this corpus again"
+            )
+
+
+def split_evenly(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Rows dealt to `num_parts` parts of nearly equal length, longest first; within a part in order."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    totals = [0] * num_parts
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        part = min(range(num_parts), key=lambda i: (len(parts[i]) > 0, totals[i]))
+        parts[part].append(row)
+        totals[part] += lengths[row]
+    return [sorted(part) for part in parts]

@@ -1,0 +1,454 @@
+"""One self-contained page about a model: it loads nothing, and equal inputs give equal bytes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE
+from sonorant.evaluation.abx import SILENCE, Segment
+from sonorant.evaluation.units import Joint, collapse
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of the table: the key of a score, what it is called and which direction is better."""
+
+    key: str
+    name: str
+    better: Literal["lower", "higher", ""] = ""
+    decimals: int = 3
+
+
+ABX_SLICINGS = {"": "", "_librilight": ", libri-light's slicing"}
+MEASURES: Mapping[str, Sequence[Measure]] = {
+    "ABX error of features": [
+        Measure(
+            f"abx_{speaker}_{context}{slicing}", f"{speaker} speakers, {context_name}{slicing_name}", "lower"
+        )
+        for slicing, slicing_name in ABX_SLICINGS.items()
+        for context, context_name in {"any": "any context", "in": "in context"}.items()
+        for speaker in ("across", "within")
+    ],
+    "Units and phones": [
+        Measure("unit_abx_across_any", "ABX error of units, across speakers, any context", "lower"),
+        Measure("pnmi", "PNMI", "higher"),
+        Measure("phone_purity", "phone purity", "higher"),
+        Measure("cluster_purity", "cluster purity", "higher"),
+        Measure("pnmi_speech", "PNMI without silence", "higher"),
+        Measure("phone_purity_speech", "phone purity without silence", "higher"),
+        Measure("cluster_purity_speech", "cluster purity without silence", "higher"),
+    ],
+    "Units alone": [
+        Measure("num_units", "units in the codebook", decimals=0),
+        Measure("active_units", "units that occur", decimals=0),
+        Measure("perplexity", "perplexity", decimals=1),
+        Measure("repetition_rate", "share of frames that repeat the one before", decimals=3),
+        Measure("bitrate", "bits a second, every frame", decimals=1),
+        Measure("bitrate_dedup", "bits a second without repeats", decimals=1),
+        Measure("bitrate_dedup_durations", "bits a second without repeats, with durations", decimals=1),
+    ],
+}
+HEADLINES = ("abx_across_any", "abx_within_any", "pnmi", "bitrate_dedup")
+
+
+@dataclass(frozen=True)
+class System:
+    """What was measured: the model or a baseline. Scores it has not are left out."""
+
+    key: str
+    name: str
+    detail: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An utterance to draw: wave (S,) at 16 kHz, units (T,)."""
+
+    id: str
+    wave: NDArray[np.float32]
+    units: NDArray[np.int64]
+    phones: Sequence[Segment] | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows. The first system is the model."""
+
+    title: str
+    systems: Sequence[System]
+    notes: Sequence[str] = ()
+    journal: Sequence[Mapping[str, Any]] = ()
+    joint: Joint | None = None
+    examples: Sequence[Example] = ()
+    corpus: Sequence[Mapping[str, str | int | float]] = ()
+    """Rows of the corpus table, all with the same keys."""
+    durations: Sequence[float] = ()
+    """Seconds of each evaluated utterance."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
+    with matplotlib.rc_context(DRAWING):
+        sections = [
+            ("Scores", _headlines(report.systems) + _score_tables(report.systems)),
+            ("Training", _training(report.journal)),
+            ("Units and phones", _heat_map(report.joint)),
+            ("Utterances", _examples(report.examples)),
+            ("Corpus", _corpus(report)),
+            ("Provenance", _provenance(report.provenance)),
+        ]
+    notes = "".join(f'<p class="note">{_escape(note)}</p>' for note in report.notes)
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_escape(report.title)}</title><style>{STYLE}</style></head>"
+        f"<body><main><h1>{_escape(report.title)}</h1>{notes}{body}</main></body></html>\n"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def show_score(measure: Measure, value: float | None) -> str:
+    """A score as the table prints it."""
+    return "–" if value is None else f"{value:.{measure.decimals}f}"
+
+
+def best_systems(measure: Measure, systems: Sequence[System]) -> set[str]:
+    """Keys of the systems whose printed score is the best of at least two; none where there is no better."""
+    printed = {s.key: show_score(measure, s.scores[measure.key]) for s in systems if measure.key in s.scores}
+    if not measure.better or len(set(printed.values())) < 2:
+        return set()
+    choose = min if measure.better == "lower" else max
+    best = choose(printed.values(), key=float)
+    return {key for key, value in printed.items() if value == best}
+
+
+def _headlines(systems: Sequence[System]) -> str:
+    ours, baselines = systems[0], systems[1:]
+    measures = {measure.key: measure for group in MEASURES.values() for measure in group}
+    tiles = []
+    for measure in (measures[key] for key in HEADLINES if key in ours.scores):
+        others = ", ".join(
+            f"{_escape(s.name)} {show_score(measure, s.scores[measure.key])}"
+            for s in baselines
+            if measure.key in s.scores
+        )
+        group = "ABX error, " if measure.key.startswith("abx") else ""
+        tiles.append(
+            f'<div class="tile"><div class="what">{group}{_escape(measure.name)}</div>'
+            f'<div class="value">{show_score(measure, ours.scores[measure.key])}</div>'
+            f'<div class="others">{others}</div></div>'
+        )
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _score_tables(systems: Sequence[System]) -> str:
+    head = "".join(f'<th scope="col">{_escape(s.name)}</th>' for s in systems)
+    rows = [f'<thead><tr><th scope="col"></th>{head}</tr></thead>']
+    for group, measures in MEASURES.items():
+        present = [m for m in measures if any(m.key in s.scores for s in systems)]
+        if not present:
+            continue
+        rows.append(f'<tbody><tr class="group"><th colspan="{len(systems) + 1}">{_escape(group)}</th></tr>')
+        for measure in present:
+            best = best_systems(measure, systems)
+            arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
+            shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
+            cells = "".join(
+                f'<td class="best">{text}</td>' if key in best else f"<td>{text}</td>"
+                for key, text in shown.items()
+            )
+            rows.append(f'<tr><th scope="row">{_escape(measure.name)}{arrow}</th>{cells}</tr>')
+        rows.append("</tbody>")
+    legend = "".join(f"<dt>{_escape(s.name)}</dt><dd>{_escape(s.detail)}</dd>" for s in systems)
+    return (
+        f'<div class="wide"><table class="scores">{"".join(rows)}</table></div>'
+        '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold. Purities rise '
+        "with the number of units: compare them at equal numbers only.</p>"
+        f"<dl>{legend}</dl>"
+    )
+
+
+def _corpus(report: Report) -> str:
+    if not report.corpus:
+        return '<p class="small">No statistics were given.</p>'
+    head = "".join(f'<th scope="col">{_escape(key)}</th>' for key in report.corpus[0])
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td>{_escape(f'{v:.2f}' if isinstance(v, float) else v)}</td>" for v in row.values())
+        + "</tr>"
+        for row in report.corpus
+    )
+    table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    if not report.durations:
+        return table
+    figure = _figure(4.6, 2.2)
+    axes = figure.add_subplot()
+    axes.hist(report.durations, bins=20, color=ACCENT)
+    axes.set(xlabel="seconds", ylabel="evaluated utterances")
+    image = _image(figure, "Histogram of the durations of the evaluated utterances")
+    return f'{table}<div class="panels">{image}</div>'
+
+
+def _provenance(provenance: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in provenance.items() if not isinstance(v, Mapping | list | tuple)}
+    rows = "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in plain.items())
+    whole = _escape(json.dumps(provenance, indent=1, sort_keys=True, default=str))
+    summary = "<summary>Everything the model says of itself</summary>"
+    return f"<dl>{rows}</dl><details>{summary}<pre>{whole}</pre></details>"
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+INK, MUTED, RULE, ACCENT = "#1f2328", "#636c76", "#d8dee4", "#2563a8"
+LAST_CURVES = ("learning_rate", "gradient_norm")
+LINES = (ACCENT, "#c2571a", "#3c8c5a", "#7a4fa3", "#8a6d1d", "#4a8a99")
+DRAWING = {
+    "svg.hashsalt": "sonorant",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eef1f4",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+def _training(journal: Sequence[Mapping[str, Any]]) -> str:
+    curves = training_curves(journal)
+    if not curves:
+        return '<p class="small">The model came without a training journal.</p>'
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for name, points in curves.items():
+        series, _, panel = name.rpartition("/")
+        panels.setdefault(panel, {})[series] = points
+    images = []
+    for panel, series_of in sorted(panels.items(), key=lambda item: item[0] in LAST_CURVES):
+        title = panel.replace("_", " ")
+        figure = _figure(4.6, 2.5)
+        axes = figure.add_subplot()
+        for (series, (updates, values)), colour in zip(series_of.items(), _repeat(LINES), strict=False):
+            axes.plot(updates, values, color=colour, linewidth=1.6, label=series or title)
+        axes.set(xlabel="update", title=title)
+        axes.margins(x=0.02)
+        if any(series_of):
+            axes.legend(frameon=False, fontsize=8)
+        images.append(_image(figure, f"Training curve: {title} by update"))
+    return f'<div class="panels">{"".join(images)}</div>'
+
+
+def training_curves(journal: Iterable[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """(updates, values) of every number in the journal, by name."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for entry in journal:
+        for name, value in entry.items():
+            if name != "update" and isinstance(value, int | float):
+                updates, values = curves.setdefault(name, ([], []))
+                updates.append(float(entry["update"]))
+                values.append(float(value))
+    return curves
+
+
+def _heat_map(joint: Joint | None) -> str:
+    if joint is None or not joint.num_frames:
+        return '<p class="small">The evaluated utterances have no phones.</p>'
+    shares, phones, _ = sort_by_phone(joint)
+    figure = _figure(10, 0.9 + 0.165 * len(phones))
+    axes = figure.add_subplot()
+    axes.grid(False)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(range(len(phones)), phones, fontsize=8, color=INK)
+    axes.set_xticks([])
+    axes.set_xlabel(f"{shares.shape[1]} units that occur, by their most frequent phone")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01, label="share of the unit's frames")
+    bar.outline.set_visible(False)
+    caption = (
+        "Each column is a unit: which phones its frames belong to. A unit that stands for one phone has one dark "
+        "cell; a phone spread over many units has a long dark step. Phones are ordered by frequency."
+    )
+    return _scrolled(_image(figure, "Heat map of units against phones"), caption)
+
+
+def sort_by_phone(joint: Joint) -> tuple[NDArray[np.float64], list[str], NDArray[np.int64]]:
+    """p(phone | unit) (Y, K'), phones by frequency, and the units that occur by their best phone (K',)."""
+    rows = np.argsort(-joint.counts.sum(axis=1), kind="stable")
+    units = np.flatnonzero(joint.counts.sum(axis=0))
+    shares = joint.counts[rows][:, units] / joint.counts.sum(axis=0)[units]
+    order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
+    return shares[:, order], [joint.phones[row] for row in rows], units[order]
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    if not examples:
+        return '<p class="small">None was drawn.</p>'
+    drawn = [
+        _scrolled(
+            _image(_draw_example(example), f"Waveform, phones and units of {example.id}"),
+            f"{example.id}: {example.text or 'no text'}",
+        )
+        for example in examples
+    ]
+    return "".join(drawn) + (
+        '<p class="small">Waveform, phones where the corpus has them, and runs of equal units with '
+        "their numbers; a unit has the same colour everywhere.</p>"
+    )
+
+
+def _draw_example(example: Example) -> Figure:
+    seconds = len(example.wave) / SAMPLE_RATE
+    has_phones = example.phones is not None
+    figure = _figure(10, 2.2)
+    axes = figure.subplots(
+        3 if has_phones else 2, 1, sharex=True, height_ratios=[3, 1, 1][: 3 if has_phones else 2]
+    )
+    bins = np.array_split(example.wave, min(len(example.wave), 1200))
+    times = (np.arange(len(bins)) + 0.5) * seconds / len(bins)
+    axes[0].fill_between(
+        times, [part.min() for part in bins], [part.max() for part in bins], color=MUTED, linewidth=0
+    )
+    strips = [("units", _unit_strip(example.units))]
+    if example.phones is not None:
+        shades = {True: "#ffffff", False: "#e6edf5"}
+        phones = [(label, start, end, shades[label == SILENCE]) for label, start, end in example.phones]
+        strips.insert(0, ("phones", phones))
+    for strip, (name, spans) in zip(axes[1:], strips, strict=True):
+        for label, start, end, colour in spans:
+            strip.barh(0, end - start, left=start, height=1, color=colour, edgecolor="white", linewidth=0.8)
+            # A character at this size is about 0.06 inch wide; the axis is about 9.2 inches long.
+            if label != SILENCE and (end - start) / seconds * 9.2 > 0.07 * len(label) + 0.02:
+                strip.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=7)
+        strip.set_ylim(-0.5, 0.5)
+        strip.set_yticks([0], [name])
+    for axis in axes:
+        axis.grid(False)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    axes[0].set_yticks([])
+    axes[-1].set_xlabel("seconds")
+    axes[-1].set_xlim(0, seconds)
+    return figure
+
+
+def _unit_strip(units: NDArray[np.int64]) -> list[tuple[str, float, float, str]]:
+    """(label, start, end, colour) of each run, a frame drawn as the 20 ms around its centre."""
+    from matplotlib.colors import hsv_to_rgb, to_hex
+
+    kept, durations = collapse(units)
+    # A frame's window is 25 ms long and begins every 20 ms: its centre is 12.5 ms after it begins.
+    edges = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SECONDS + 0.0025
+    golden = 0.618034  # successive multiples are spread evenly over the hues
+    return [
+        (str(unit), start, end, to_hex(hsv_to_rgb((unit * golden % 1, 0.28 + 0.14 * (unit % 3), 0.93))))
+        for unit, start, end in zip(kept.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    ]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _image(figure: Figure, alternative: str) -> str:
+    """The figure as an image that the page carries inside."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{_escape(alternative)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _scrolled(image: str, caption: str) -> str:
+    """An image too wide for a phone, in a frame that scrolls sideways."""
+    return (
+        f'<figure><div class="wide drawing">{image}</div><figcaption>{_escape(caption)}</figcaption></figure>'
+    )
+
+
+def _repeat(colours: Sequence[str]) -> Iterable[str]:
+    while True:
+        yield from colours
+
+
+def _escape(value: object) -> str:
+    return html.escape(str(value))
+
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: #fff; color: #1f2328;
+  font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif;
+}
+main { max-width: 1040px; margin: 0 auto; padding: 24px 20px 64px; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 12px; }
+h2 { font-size: 1.15rem; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid #d8dee4; }
+.note { margin: 0 0 8px; padding: 8px 12px; background: #f3f6f9; border-left: 3px solid #2563a8; }
+.small, figcaption, .others, .what, dd { color: #57606a; font-size: .875rem; }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin-bottom: 20px;
+}
+.tile { border: 1px solid #d8dee4; border-radius: 6px; padding: 12px 14px; }
+.value { font-size: 1.75rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 14px 5px 0; text-align: left; border-bottom: 1px solid #eef1f4; font-weight: 400; }
+thead th { font-weight: 600; vertical-align: bottom; }
+.scores { width: 100%; }
+.scores td, .scores thead th { text-align: right; padding: 5px 0 5px 14px; white-space: nowrap; }
+.scores th[scope=row] { min-width: 9.5rem; }
+.scores .group th { padding-top: 16px; font-weight: 600; }
+.best { font-weight: 700; }
+.panels {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px;
+}
+.panels img { width: 100%; max-width: 480px; height: auto; }
+.drawing img { width: 100%; min-width: 800px; height: auto; display: block; }
+figure { margin: 0 0 20px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 12px 0; font-size: .875rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: #f6f8fa; padding: 12px; font-size: .8rem; }
+summary { cursor: pointer; }
+@media (max-width: 560px) {
+  main { padding: 16px 14px 48px; }
+  h1 { font-size: 1.35rem; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: 8px; }
+  .tile { padding: 8px 10px; }
+  .value { font-size: 1.4rem; }
+  table { font-size: .8rem; }
+  .scores td, .scores thead th { padding-left: 8px; }
+  .scores th[scope=row] { min-width: 7.5rem; padding-right: 0; }
+  dl { grid-template-columns: 1fr; }
+  dd { margin-bottom: 6px; }
+}
+"""

@@ -1,0 +1,1 @@
+"""The shared speech encoder and what is built around it."""

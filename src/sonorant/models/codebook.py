@@ -1,0 +1,56 @@
+"""A codebook turns frames into unit tokens: nearest centroid after a fixed scaling of each dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """`num_units` centroids in the space of (frame - shift) * scale.
+
+    centroids (K, D); shift (D,) and scale (D,), zeros and ones where frames are clustered as they are.
+    """
+
+    centroids: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+    @property
+    def num_units(self) -> int:
+        """K."""
+        return len(self.centroids)
+
+    def assign(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The nearest unit of each frame: (T, D) to (T,). Ties go to the lower unit."""
+        scaled = torch.from_numpy(np.ascontiguousarray((frames - self.shift) * self.scale, dtype=np.float32))
+        units: NDArray[np.int64] = nearest(scaled, torch.from_numpy(self.centroids)).numpy()
+        return units
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors."""
+        save_file({"centroids": self.centroids, "shift": self.shift, "scale": self.scale}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Codebook:
+        """Read it back; ValueError where the file is missing or is no codebook."""
+        try:
+            return cls(**load_file(path))
+        except Exception as error:
+            raise ValueError(
+                f"codebook {path}: found no readable codebook ({error}), wanted one: publish the model again"
+            ) from None
+
+
+def nearest(frames: Tensor, centroids: Tensor, chunk: int = 16_384) -> Tensor:
+    """Index of the centroid nearest by Euclid, as one matrix product a chunk: (T, D), (K, D) to (T,)."""
+    half_norms = centroids.square().sum(1).mul(-0.5)
+    parts = [torch.addmm(half_norms, part, centroids.T).argmax(1) for part in torch.split(frames, chunk)]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)

@@ -1,0 +1,90 @@
+"""The shared speech encoder: waveform → stem → projection → positional convolution → transformer layers.
+
+It works on packed batches (see layers.py), so an utterance's result does not depend on what else is in the
+batch. Layer numbering is transformers': 0 is what enters the first layer, l what leaves the l-th, before any
+final norm.
+
+Shapes: N samples of a packed buffer, F frames, C stem channels, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sonorant.config import EncoderConfig
+from sonorant.data.frames import Ragged
+from sonorant.models.layers import Layer, StackedPosition, Stem, WidePosition
+
+
+@dataclass
+class Hidden:
+    """What a pass through the context network leaves, each (F, D).
+
+    states: the L + 1 hidden states; ffn: the L feed-forward outputs before their residual sum; output: what
+    heads read, the last state, with pre-norm after the final norm.
+    """
+
+    states: list[Tensor]
+    ffn: list[Tensor]
+    output: Tensor
+
+
+class Context(nn.Module):
+    """The part that sees all of an utterance; the teacher is an averaged copy of it."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.pre_norm, self.dropout, self.layer_drop = config.pre_norm, config.dropout, config.layer_drop
+        self.position = WidePosition(config) if config.position_depth == 1 else StackedPosition(config)
+        self.norm = nn.LayerNorm(config.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+    def forward(self, z_FD: Tensor, frames: Ragged, last: int | None = None) -> Hidden:
+        """Projected frames (F, D) to the hidden states up to layer `last` (default: all)."""
+        x_FD = z_FD + self.position(z_FD, frames)
+        if not self.pre_norm:
+            x_FD = self.norm(x_FD)
+        x_FD = F.dropout(x_FD, self.dropout, self.training)
+        states, ffn = [x_FD], []
+        for layer in self.layers[:last]:
+            dropped = self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop
+            x_FD, ffn_FD = (x_FD, x_FD) if dropped else layer(x_FD, frames)
+            states.append(x_FD)
+            ffn.append(ffn_FD)
+        return Hidden(states, ffn, self.norm(x_FD) if self.pre_norm else x_FD)
+
+
+class Encoder(nn.Module):
+    """Stem, projection, mask embedding and context network."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.stem_widths, config.stem_norm)
+        self.stem_norm = nn.LayerNorm(config.stem_widths[-1])
+        self.projection = nn.Linear(config.stem_widths[-1], config.dim)
+        nn.init.normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
+        self.mask_embedding = nn.Parameter(torch.rand(config.dim))
+        self.context = Context(config)
+
+    def project(self, waves_N: Tensor, num_samples: Sequence[int]) -> Tensor:
+        """Packed waves (N,) to projected frames z (F, D), before any masking."""
+        z_FD: Tensor = self.projection(self.stem_norm(self.stem(waves_N, num_samples)))
+        return z_FD
+
+    def mask(self, z_FD: Tensor, mask_F: Tensor) -> Tensor:
+        """z with the mask embedding where `mask_F` is true."""
+        return torch.where(mask_F[:, None], self.mask_embedding.to(z_FD.dtype), z_FD)
+
+    def forward(self, waves_N: Tensor, num_samples: Sequence[int], last: int | None = None) -> Hidden:
+        """The clean view: packed waves (N,) to hidden states."""
+        hidden: Hidden = self.context(
+            self.project(waves_N, num_samples), Ragged.of_samples(num_samples), last
+        )
+        return hidden

@@ -1,0 +1,11 @@
+"""The steps of the workflow, in order. Importing them loads no torch: heavy imports are inside the functions."""
+
+from sonorant.steps.cluster import cluster
+from sonorant.steps.evaluate import evaluate
+from sonorant.steps.prepare import prepare
+from sonorant.steps.pretrain import pretrain
+from sonorant.steps.publish import publish
+
+STEPS = {step.name: step for step in (prepare, cluster, pretrain, publish, evaluate)}
+
+__all__ = ["STEPS", "cluster", "evaluate", "prepare", "pretrain", "publish"]

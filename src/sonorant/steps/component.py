@@ -1,0 +1,44 @@
+"""A step inside a Kubeflow component: typed artifacts in, metrics and digests into their metadata.
+
+Components are copied into their pods as source, so what they share lives here, in the installed package.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sonorant.steps.step import Step, read_record
+
+
+class Artifact(Protocol):
+    """What is needed of a kfp artifact."""
+
+    metadata: dict[str, Any]
+
+    @property
+    def path(self) -> str:
+        """Where its folder lies in the pod."""
+
+
+def run(step: Step, config: Mapping[str, Any], metrics: Artifact, **artifacts: Artifact | None) -> None:
+    """Run `step` on kfp artifacts; an optional input may be None.
+
+    Its metrics go into `metrics`; into each output's metadata goes which step made it, from what, its digest.
+    """
+    try:
+        values = step(config, **{n: artifact.path if artifact else None for n, artifact in artifacts.items()})
+    except SystemExit as stop:
+        # A step that was told to stop keeps a checkpoint and exits 0, which Kubeflow would take for finished;
+        # any other status makes it retry.
+        raise SystemExit(stop.code or os.EX_TEMPFAIL) from None
+    # Kubeflow reads metadata as JSON, which has no NaN and no infinity.
+    metrics.metadata.update({name: v if math.isfinite(v) else str(v) for name, v in values.items()})
+    for name in step.outputs:
+        artifact = artifacts[name]
+        assert artifact is not None
+        record = read_record(Path(artifact.path), name)
+        artifact.metadata.update({key: record[key] for key in ("step", "sonorant", "inputs", "digest")})

@@ -1,0 +1,40 @@
+"""The step `evaluate`."""
+
+from __future__ import annotations
+
+from sonorant.config import EvaluateConfig
+from sonorant.steps.step import In, Metrics, Out, step
+
+
+@step
+def evaluate(
+    config: EvaluateConfig, *, corpus: In, model: In, report: Out, previous: In | None = None
+) -> Metrics:
+    """Measure the published model against its baselines.
+
+    Writes report.html, metrics.json (system, score, value) and, for DVC's plots, scores.csv (a row for each
+    system) and training.csv (a row for each logged update). The metrics returned are named system.score.
+    """
+    import json
+
+    from sonorant.data.corpus import read_corpus
+    from sonorant.evaluation.report import render
+    from sonorant.steps.scoring import contenders, score
+    from sonorant.steps.summary import describe, print_table, read_journal, write_csv
+
+    utterances = read_corpus(corpus, config.split, config.source)
+    everything = read_corpus(corpus)
+    training = [utterance for utterance in everything if utterance.split == "train"]
+    scored = [
+        score(config, contender, utterances)
+        for contender in contenders(config, model, previous, utterances, training)
+    ]
+    journal = read_journal(model)
+    page = describe(config, corpus, model, scored, utterances, everything, journal)
+    (report / "report.html").write_text(render(page))
+    metrics = {system.key: dict(system.scores) for system in page.systems}
+    (report / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
+    write_csv(report / "training.csv", journal)
+    print_table(page, report)
+    return {f"{name}.{key}": value for name, scores in metrics.items() for key, value in scores.items()}

@@ -1,0 +1,197 @@
+"""The step `publish`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sonorant.config import PublishConfig
+from sonorant.steps.step import In, Metrics, Out, library_versions, read_record, step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sonorant.data.corpus import Utterance
+    from sonorant.inference import Speech
+
+SELECTION_FRAMES = 40_000
+
+
+@step
+def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Metrics:
+    """Choose a layer, fit its codebook, and write one folder that serves, measures and opens in transformers."""
+    import json
+    import shutil
+
+    import numpy as np
+
+    from sonorant.clustering import fit_kmeans, perplexity
+    from sonorant.data.corpus import read_corpus
+    from sonorant.inference import load_trained
+    from sonorant.models.huggingface import save_encoder
+
+    speech = load_trained(encoder, config.network)
+    utterances = read_corpus(corpus)
+    train = draw(utterances, "train", config.max_frames, config.seed)
+    layer, scores = config.layer, {}
+    if layer is None:
+        layer, scores = choose_layer(config, speech, train, draw(utterances, "dev", SELECTION_FRAMES, config.seed))
+    frames = np.concatenate([states[0] for states in states_of(speech, train, [layer])])
+    fit = fit_kmeans(
+        frames,
+        config.num_units,
+        num_restarts=config.num_restarts,
+        seed=config.seed,
+        normalise=config.normalise == "corpus",
+    )
+    metrics = {
+        "layer": float(layer),
+        "inertia": float(fit.inertia),
+        "perplexity": perplexity(fit.counts),
+        "dead_units": float((fit.counts == 0).sum()),
+        **{f"dev_pnmi/layer_{number}": score for number, score in scores.items()},
+    }
+    trained, prepared = read_record(encoder, "encoder"), read_record(corpus, "corpus")
+    provenance = {
+        "commit": commit(),
+        "corpus": {key: prepared[key] for key in ("config", "digest", "metrics")},
+        "encoder": {key: trained[key] for key in ("config", "digest", "inputs", "metrics")},
+        "libraries": library_versions(),
+        "publish": config.model_dump(mode="json"),
+    }
+    save_encoder(speech.encoder, model, layer=layer, num_units=config.num_units, provenance=provenance)
+    fit.codebook.save(model / "codebook.safetensors")
+    (model / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    (model / "README.md").write_text(model_card(config, layer, provenance, metrics))
+    shutil.copy(encoder / "journal.jsonl", model / "journal.jsonl")
+    return metrics
+
+
+def draw(utterances: Sequence[Utterance], split: str, max_frames: int, seed: int) -> list[Utterance]:
+    """A seeded draw of a split's utterances that make at most so many frames, at least one, in corpus order."""
+    import numpy as np
+
+    chosen = [u for u in utterances if u.split == split]
+    order = np.random.default_rng(seed).permutation(len(chosen))
+    totals = np.cumsum([chosen[row].num_frames for row in order])
+    kept = sorted(order[: max(1, int((totals <= max_frames).sum()))])
+    return [chosen[row] for row in kept]
+
+
+def states_of(speech: Speech, utterances: Sequence[Utterance], layers: Sequence[int]) -> Iterator[list[Any]]:
+    """The frames of some layers, utterance by utterance, a few in memory at a time."""
+    for start in range(0, len(utterances), 16):
+        waves = [utterance.wave() for utterance in utterances[start : start + 16]]
+        yield from speech.states(waves, layers)
+
+
+def choose_layer(
+    config: PublishConfig, speech: Speech, train: Sequence[Utterance], dev: Sequence[Utterance]
+) -> tuple[int, dict[int, float]]:
+    """The layer whose units tell most about the dev utterances' phones (PNMI without silence), and every layer's score.
+
+    Without phones the layer two thirds up is taken and there are no scores.
+    """
+    import numpy as np
+
+    from sonorant.clustering import fit_kmeans
+    from sonorant.data.frames import frame_labels
+    from sonorant.evaluation.units import Joint
+
+    labelled = [u for u in dev if u.phones is not None]
+    if not labelled:
+        layer = round(2 * speech.num_layers / 3)
+        print(f"publish: dev has no phones: layer {layer} of {speech.num_layers} is taken unmeasured", flush=True)
+        return layer, {}
+    layers = range(1, speech.num_layers + 1)
+    sample = draw(train, "train", SELECTION_FRAMES, config.seed)
+    fitted = list(states_of(speech, sample, layers))
+    measured = list(states_of(speech, labelled, layers))
+    phones = [frame_labels(u.phones or (), u.num_frames) for u in labelled]
+    scores = {}
+    for place, layer in enumerate(layers):
+        frames = np.concatenate([states[place] for states in fitted])
+        num_units = min(config.num_units, len(frames))
+        scaled = config.normalise == "corpus"
+        fit = fit_kmeans(frames, num_units, num_restarts=1, seed=config.seed, normalise=scaled)
+        units = [fit.codebook.assign(states[place]) for states in measured]
+        scores[layer] = Joint.of_frames(phones, units, num_units).without("SIL").pnmi
+        print(f"publish: layer {layer} of {speech.num_layers}, dev PNMI {scores[layer]:.4f}", flush=True)
+    return max(scores, key=lambda layer: scores[layer]), scores
+
+
+def commit() -> str | None:
+    """The last commit that changed the library, with a + where its files differ; $SONORANT_COMMIT in an image."""
+    import os
+    import subprocess
+
+    if given := os.environ.get("SONORANT_COMMIT"):
+        return given
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", package, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        last, changed = git("log", "-1", "--format=%H", "--", "."), git("status", "--porcelain", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{last}+" if changed else last or None
+
+
+def model_card(config: PublishConfig, layer: int, provenance: dict[str, Any], metrics: Metrics) -> str:
+    """README.md in the Hub's convention: data and licence, recipe, metrics with their command, limits."""
+    prepared, trained = provenance["corpus"], provenance["encoder"]
+    sources = ", ".join(f"{source['name']} ({source['kind']})" for source in prepared["config"]["sources"])
+    phases = "; ".join(
+        f"{phase['share']:.0%} of updates: " + ", ".join(f"{name} {w:g}" for name, w in phase["weights"].items())
+        for phase in trained["config"]["phases"]
+    )
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in {**trained["metrics"], **metrics}.items())
+    shape, batching = trained["config"]["encoder"], trained["config"]["batching"]
+    return f"""---
+license: {config.licence.split(":")[0]}
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [speech, self-supervised, speech-units, sonorant]
+---
+
+# A speech encoder and its units
+
+Frames of {shape["dim"]} dimensions every 20 ms from 16 kHz mono speech, and {config.num_units} unit tokens
+from layer {layer} of {shape["num_layers"]}.
+
+```python
+from transformers import AutoModel
+encoder = AutoModel.from_pretrained("…")             # hidden_states[{layer}] is the published layer
+
+from sonorant.inference import load, read_wave
+speech = load(Path("…"))
+[units] = speech.units([read_wave(Path("a.flac"))])
+```
+
+## Data
+
+{sources}: {prepared["metrics"].get("hours", float("nan")):.3g} hours, corpus digest `{prepared["digest"]}`.
+Licence of the data: {config.licence}.
+
+## Recipe
+
+Task weights: {phases}. {trained["config"]["num_updates"]} updates of {batching["batch_seconds"]:g} s of audio,
+the {config.network} network, made by sonorant at commit `{provenance["commit"]}`. All settings: `provenance.json`.
+
+## Metrics
+
+Last journal entry of `sonorant pretrain`, and what `sonorant publish` measured on the dev split:
+
+| metric | value |
+|---|---|
+{rows}
+
+Phone discrimination (ABX) and unit quality on the test split: `sonorant evaluate --corpus … --model … --report …`.
+
+## Limits
+
+Trained on the data named above alone: expect worse results on other languages, channels and speakers. Waveforms must
+be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does.
+"""

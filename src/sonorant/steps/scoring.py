@@ -1,0 +1,199 @@
+"""Scores of the published model and of its baselines on one set of utterances."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonorant.clustering import fit_kmeans
+from sonorant.config import EvaluateConfig
+from sonorant.data.corpus import Utterance
+from sonorant.data.frames import frame_labels
+from sonorant.data.progress import shown_progress
+from sonorant.evaluation.abx import SILENCE, Item, phone_items, score_abx, triphone_items
+from sonorant.evaluation.report import System
+from sonorant.evaluation.units import Joint, measure_use
+from sonorant.inference import Speech, load, load_untrained
+from sonorant.models.codebook import Codebook
+from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
+
+CODEBOOK_FRAMES = 500_000
+"""Training frames that a baseline's codebook is fitted on."""
+BATCH_UTTERANCES = 16
+Frames = NDArray[np.float32]
+Units = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared: features (T, D) and units (T,) of every evaluated utterance, by id."""
+
+    key: str
+    name: str
+    detail: str
+    features: Mapping[str, Frames]
+    units: Mapping[str, Units]
+    num_units: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A contender's scores, its phone–unit table where there are phones, and what could not be measured."""
+
+    system: System
+    joint: Joint | None
+    missing: tuple[str, ...]
+
+
+def contenders(
+    config: EvaluateConfig,
+    model: Path,
+    previous: Path | None,
+    utterances: Sequence[Utterance],
+    training: Sequence[Utterance],
+) -> Iterator[Contender]:
+    """The model, then MFCC, the untrained encoder and the previous model, each made when it is asked for.
+
+    A baseline without a codebook of its own gets one of the model's size, fitted on `training`: MFCC are
+    clustered as they are, as HuBERT does, the untrained encoder's frames scaled as the model's are.
+    """
+    speech = load(model)
+    assert speech.codebook is not None
+    yield published("model", "this model", speech, utterances)
+    drawn = draw_utterances(training, CODEBOOK_FRAMES, config.seed)
+    is_scaled = bool((speech.codebook.scale != 1).any())
+    num_units = speech.num_units
+
+    def fit(frames: Iterator[Frames], normalise: bool) -> Codebook:
+        seen = np.concatenate(list(frames))
+        return fit_kmeans(seen, num_units, seed=config.seed, normalise=normalise).codebook
+
+    def mfcc(utterances: Sequence[Utterance], label: str) -> Iterator[Frames]:
+        return counted(mfcc_of(utterances, num_threads(config)), utterances, label)
+
+    codebook = fit(mfcc(drawn, "evaluate: MFCC, training"), normalise=False)
+    features = by_id(utterances, mfcc(utterances, "evaluate: MFCC"))
+    detail = f"39 dimensions; {num_units} units fitted here on the train split"
+    yield contender("mfcc", "MFCC", detail, features, codebook)
+
+    untrained = load_untrained(model, config.seed)
+    codebook = fit(embedded(untrained, drawn, "evaluate: untrained encoder, training"), is_scaled)
+    features = by_id(utterances, embedded(untrained, utterances, "evaluate: untrained encoder"))
+    detail = f"the same architecture and layer with random weights; {num_units} units fitted here"
+    yield contender("untrained", "untrained", detail, features, codebook)
+
+    if previous is not None:
+        yield published("previous", "previous model", load(previous), utterances)
+
+
+def published(key: str, name: str, speech: Speech, utterances: Sequence[Utterance]) -> Contender:
+    """A published model as a contender."""
+    assert speech.codebook is not None
+    features = by_id(utterances, embedded(speech, utterances, f"evaluate: {name}"))
+    detail = f"layer {speech.layer} of {speech.num_layers}, {speech.dim} dimensions; {speech.num_units} units"
+    return contender(key, name, detail, features, speech.codebook)
+
+
+def contender(
+    key: str, name: str, detail: str, features: Mapping[str, Frames], codebook: Codebook
+) -> Contender:
+    """A contender whose units are its features' nearest centroids."""
+    units = {utterance: codebook.assign(frames) for utterance, frames in features.items()}
+    return Contender(key, name, detail, features, units, codebook.num_units)
+
+
+def by_id(utterances: Sequence[Utterance], frames: Iterator[Frames]) -> dict[str, Frames]:
+    """Frames by their utterance's id."""
+    return {utterance.id: part for utterance, part in zip(utterances, frames, strict=True)}
+
+
+def embedded(speech: Speech, utterances: Sequence[Utterance], label: str) -> Iterator[Frames]:
+    """The published layer's frames of each utterance."""
+    starts = range(0, len(utterances), BATCH_UTTERANCES)
+    batches = (utterances[start : start + BATCH_UTTERANCES] for start in starts)
+    frames = (part for batch in batches for part in layer_of(batch, speech, None))
+    return counted(frames, utterances, label)
+
+
+def counted(frames: Iterator[Frames], utterances: Sequence[Utterance], label: str) -> Iterator[Frames]:
+    """The same frames, with the progress shown."""
+    with shown_progress(label, "utterances") as report:
+        for place, part in enumerate(frames, start=1):
+            report(place, len(utterances))
+            yield part
+
+
+def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance]) -> Scored:
+    """Every score that the utterances allow."""
+    units = [contender.units[utterance.id] for utterance in utterances]
+    use = measure_use(units, sum(utterance.seconds for utterance in utterances))
+    scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
+    scores |= {name: value for name, value in asdict(use).items() if name != "num_active"}
+    aligned = {u.id: u.phones for u in utterances if u.phones is not None}
+    if not aligned:
+        return Scored(System(contender.key, contender.name, contender.detail, scores), None, ())
+    labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
+    joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
+    for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
+        scores[f"pnmi{suffix}"] = table.pnmi
+        scores[f"phone_purity{suffix}"] = table.phone_purity
+        scores[f"cluster_purity{suffix}"] = table.cluster_purity
+    errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
+    scores = errors | scores
+    return Scored(System(contender.key, contender.name, contender.detail, scores), joint, missing)
+
+
+def abx_errors(
+    config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """ABX errors by name, and the names of those for which there is no cell.
+
+    Any-context scores are of phones; in-context scores are of whole triphones, as in libri-light.
+    """
+    items: dict[str, list[Item]] = {"any": [], "in": []}
+    for utterance in utterances:
+        assert utterance.phones is not None
+        items["any"] += phone_items(utterance.id, utterance.speaker, utterance.phones)
+        items["in"] += triphone_items(utterance.id, utterance.speaker, utterance.phones)
+    choices: dict[str, dict[str, Any]] = {
+        f"abx_{speaker}_{context}{suffix}": {
+            "items": items[context],
+            "features": contender.features,
+            "speaker": speaker,
+            "context": context,
+            "slicing": slicing,
+        }
+        for suffix, slicing in {"": "fixed", "_librilight": "librilight"}.items()
+        for context in ("any", "in")
+        for speaker in ("across", "within")
+    }
+    choices["unit_abx_across_any"] = {
+        "items": items["any"],
+        "features": contender.units,
+        "speaker": "across",
+        "context": "any",
+        "distance": "identical",
+    }
+    found = {}
+    with shown_progress(f"evaluate: {contender.name}", "ABX scores") as report:
+        for name, choice in choices.items():
+            found[name] = score_abx(
+                **choice,
+                max_items=config.abx_max_items,
+                max_speakers=config.abx_max_speakers,
+                seed=config.seed,
+            )
+            report(len(found), len(choices))
+    errors = {name: result.error for name, result in found.items() if result.num_cells}
+    return errors, tuple(name for name, result in found.items() if not result.num_cells)
+
+
+def num_threads(config: EvaluateConfig) -> int:
+    """Threads to decode audio in."""
+    return config.num_workers or len(os.sched_getaffinity(0))

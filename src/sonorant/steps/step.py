@@ -1,0 +1,219 @@
+"""What a step is: a typed function whose signature is its declaration.
+
+The command line is made from the signature; the DVC stage and the Kubeflow component are held to it by
+contract tests. Around the function, `@step` does what every step needs: it checks the configuration and the
+inputs, gives the function a fresh folder for each output, and moves the folders into place only when the
+function has returned. So a step that is killed leaves nothing where an artifact should be.
+
+Every artifact is a folder. In it `artifact.json` says which step made it, from which configuration and
+inputs, and the digest of its files; it holds no time and no host, so the same work gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from sonorant import __version__
+from sonorant.config import Section, parse_section
+
+Role = Literal["in", "out", "scratch"]
+In = Annotated[Path, "in"]
+"""An artifact the step reads."""
+Out = Annotated[Path, "out"]
+"""An artifact the step writes: an empty folder while the step runs."""
+Scratch = Annotated[Path, "scratch"]
+"""A folder that outlives a kill and belongs to this configuration and these inputs: checkpoints, shards."""
+
+Metrics = dict[str, float]
+RECORD = "artifact.json"
+LIBRARIES = ("torch", "torchaudio", "numpy", "faiss-cpu", "faiss-gpu", "lhotse", "espeakng-loader")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A declared step; calling it runs it."""
+
+    name: str
+    summary: str
+    config: type[Section]
+    artifacts: Mapping[str, Role]
+    optional: frozenset[str]
+    function: Callable[..., Metrics] = field(repr=False)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the artifacts it reads."""
+        return [name for name, role in self.artifacts.items() if role == "in"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the artifacts it writes."""
+        return [name for name, role in self.artifacts.items() if role == "out"]
+
+    def __call__(
+        self,
+        config: Section | Mapping[str, Any],
+        /,
+        *,
+        scratch: Path | str | None = None,
+        **paths: Path | str | None,
+    ) -> Metrics:
+        """Run the step and return its metrics.
+
+        Raises ValueError where the configuration, an input or a path is not what it should be.
+        """
+        section = config if isinstance(config, Section) else parse_section(self.name, self.config, config)
+        assert isinstance(section, self.config)
+        unknown = set(paths) - set(self.inputs) - set(self.outputs)
+        missing = {n for n in (*self.inputs, *self.outputs) if paths.get(n) is None} - self.optional
+        if unknown or missing:
+            raise ValueError(
+                f"{self.name}: found paths {sorted(paths)}, wanted {[*self.inputs, *self.outputs]}: "
+                f"{'leave out ' + str(sorted(unknown)) if unknown else 'add ' + str(sorted(missing))}"
+            )
+        inputs = {n: Path(p) for n in self.inputs if (p := paths.get(n)) is not None}
+        outputs = {n: Path(str(paths[n])) for n in self.outputs}
+        for name, path in outputs.items():
+            check_replaceable(path, name, inputs.values())
+        record = {
+            "step": self.name,
+            "sonorant": __version__,
+            "config": section.model_dump(mode="json"),
+            "inputs": {name: read_record(path, name)["digest"] for name, path in inputs.items()},
+        }
+        # torchrun starts one process a rank; the first one owns the folders.
+        is_first = os.environ.get("RANK", "0") == "0"
+        staged = {n: staging_place(p) for n, p in outputs.items()}
+        arguments: dict[str, Any] = {**{n: inputs.get(n) for n in self.inputs}, **staged}
+        if "scratch" in self.artifacts:
+            key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+            arguments["scratch"] = Path(scratch) if scratch else scratch_root() / f"{self.name}-{key}"
+            arguments["scratch"].mkdir(parents=True, exist_ok=True)
+        if not is_first:
+            return self.function(section, **arguments)
+        try:
+            for path in staged.values():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir(parents=True)
+            metrics = self.function(section, **arguments)
+            record["libraries"] = library_versions()
+            for name, path in staged.items():
+                about = {"artifact": name, "metrics": metrics, "digest": digest_folder(path)}
+                write_record(path, {**record, **about})
+            for name, path in staged.items():
+                put_in_place(path, outputs[name])
+        finally:
+            for path in staged.values():
+                shutil.rmtree(path, ignore_errors=True)
+        if "scratch" in self.artifacts and scratch is None:
+            shutil.rmtree(arguments["scratch"], ignore_errors=True)
+        return metrics
+
+
+def step(function: Callable[..., Metrics]) -> Step:
+    """Declare a step from a function `name(config: ItsConfig, *, artifact: In, …: Out) -> Metrics`."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    artifacts: dict[str, Role] = {}
+    optional = set()
+    parameters = list(inspect.signature(function).parameters.values())
+    for parameter in parameters[1:]:
+        hint = hints[parameter.name]
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            hint = next(h for h in typing.get_args(hint) if h is not type(None))
+            optional.add(parameter.name)
+        artifacts[parameter.name] = typing.get_args(hint)[1]
+    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+    config = hints[parameters[0].name]
+    return Step(function.__name__, summary, config, artifacts, frozenset(optional), function)
+
+
+def scratch_root() -> Path:
+    """Where steps keep what must outlive a kill: $SONORANT_RUNS, else ./runs."""
+    return Path(os.environ.get("SONORANT_RUNS", "runs"))
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """What an artifact says of itself; ValueError where the folder is not an artifact."""
+    path = folder / RECORD
+    if not path.is_file():
+        state = "a folder without artifact.json" if folder.is_dir() else "nothing there"
+        raise ValueError(
+            f"{name} {folder}: found {state}, wanted an artifact: run the step that writes it first"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: found no valid JSON ({error}), wanted an artifact's record: make the artifact again"
+        ) from None
+    return record
+
+
+def check_replaceable(path: Path, name: str, inputs: Collection[Path]) -> None:
+    """ValueError where writing the artifact would delete an input, or what is no artifact."""
+    if path.resolve() in {given.resolve() for given in inputs}:
+        raise ValueError(f"{name} {path}: found an input's path, wanted one of its own: name another folder")
+    if path.is_dir() and ((path / RECORD).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise ValueError(
+            f"{name} {path}: found something that is no artifact, wanted an artifact to replace or nothing: "
+            "move it away or name another folder"
+        )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what the artifact says of itself."""
+    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose change may change a result."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below `folder` except its record."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def staging_place(final: Path) -> Path:
+    """Where an artifact is while its step runs."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def final_place(staged: Path) -> Path:
+    """Where an artifact will be once its step has returned."""
+    return staged.with_name(staged.name.removeprefix(".").removesuffix(".partial"))
+
+
+def put_in_place(staged: Path, final: Path) -> None:
+    """Move a finished folder to its name; what was there before goes only then."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staged.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""What `evaluate` says at its end: the page, the tables for DVC, the table on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonorant.config import EvaluateConfig
+from sonorant.data.corpus import Utterance
+from sonorant.evaluation.report import MEASURES, Example, Report, best_systems, show_score
+from sonorant.inference import Speech, load
+from sonorant.steps.scoring import Scored
+from sonorant.steps.step import final_place, read_record
+
+SYNTHETIC = (
+    "The evaluated speech is synthetic: absolute scores on it say little. Read the differences between the "
+    "columns, and judge a model on recorded speech."
+)
+
+
+def describe(
+    config: EvaluateConfig,
+    corpus: Path,
+    model: Path,
+    scored: Sequence[Scored],
+    utterances: Sequence[Utterance],
+    everything: Sequence[Utterance],
+    journal: Sequence[Mapping[str, Any]],
+) -> Report:
+    """The page of one evaluation."""
+    chosen = f"split {config.split}" + (f" of {config.source}" if config.source else "")
+    speech = load(model)
+    title = (
+        f"Layer {speech.layer} of {speech.num_layers} and its {speech.num_units} units, "
+        f"measured on {len(utterances)} utterances ({chosen})"
+    )
+    return Report(
+        title=title,
+        systems=[one.system for one in scored],
+        notes=make_notes(corpus, scored, utterances),
+        journal=journal,
+        joint=scored[0].joint,
+        examples=draw_examples(config, utterances, speech),
+        corpus=count_speech(everything),
+        durations=[utterance.seconds for utterance in utterances],
+        provenance=speech.about,
+    )
+
+
+def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utterance]) -> list[str]:
+    """What a reader must know before the scores."""
+    notes = [SYNTHETIC] if is_synthetic(corpus, utterances) else []
+    num_aligned = sum(utterance.phones is not None for utterance in utterances)
+    if not num_aligned:
+        notes.append(
+            "None of the evaluated utterances has phones: ABX errors, PNMI and purities are left out. "
+            "Evaluate a source with phone times to have them."
+        )
+    elif num_aligned < len(utterances):
+        notes.append(
+            f"Phone scores are of the {num_aligned} utterances of {len(utterances)} that have phones."
+        )
+    missing = [name for name in scored[0].missing if name not in scored[0].system.scores]
+    if missing:
+        names = {measure.key: measure.name for group in MEASURES.values() for measure in group}
+        listed = "; ".join(names[name] for name in missing)
+        notes.append(f"Too little speech for these ABX errors, which are left out: {listed}.")
+    return notes
+
+
+def is_synthetic(corpus: Path, utterances: Sequence[Utterance]) -> bool:
+    """Whether any of the utterances comes from the built-in corpus."""
+    sources = read_record(corpus, "corpus")["config"].get("sources", [])
+    synthetic = {source["name"] for source in sources if source["kind"] == "synthetic"}
+    return any(utterance.source in synthetic for utterance in utterances)
+
+
+def draw_examples(config: EvaluateConfig, utterances: Sequence[Utterance], speech: Speech) -> list[Example]:
+    """Utterances drawn by the seed, those with phones first."""
+    candidates = [u for u in utterances if u.phones is not None] or list(utterances)
+    rng = np.random.default_rng(config.seed)
+    rows = rng.choice(len(candidates), min(config.num_examples, len(candidates)), replace=False)
+    drawn = [candidates[row] for row in sorted(rows.tolist())]
+    waves = [utterance.wave() for utterance in drawn]
+    units = speech.units(waves)
+    return [Example(u.id, w, z, u.phones, u.text) for u, w, z in zip(drawn, waves, units, strict=True)]
+
+
+def count_speech(everything: Sequence[Utterance]) -> list[dict[str, str | int | float]]:
+    """A row for each source and split of the corpus."""
+    rows: list[dict[str, str | int | float]] = []
+    for source, split in sorted({(u.source, u.split) for u in everything}):
+        own = [u for u in everything if (u.source, u.split) == (source, split)]
+        rows.append(
+            {
+                "source": source,
+                "split": split,
+                "utterances": len(own),
+                "speakers": len({u.speaker for u in own}),
+                "minutes": sum(u.seconds for u in own) / 60,
+                "with phones": sum(u.phones is not None for u in own),
+            }
+        )
+    return rows
+
+
+def print_table(page: Report, report: Path) -> None:
+    """The scores and the page's path on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout)
+    table = Table(title=page.title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for system in page.systems:
+        table.add_column(system.name, justify="right")
+    for group, measures in MEASURES.items():
+        present = [m for m in measures if any(m.key in system.scores for system in page.systems)]
+        if present:
+            table.add_section()
+            table.add_row(f"[bold]{group}")
+        for measure in present:
+            best = best_systems(measure, page.systems)
+            shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in page.systems}
+            cells = [f"[bold]{text}" if key in best else text for key, text in shown.items()]
+            arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
+            table.add_row(measure.name + arrow, *cells)
+    console.print(table)
+    for note in page.notes:
+        console.print(note, markup=False)
+    console.print(f"report: {final_place(report) / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def read_journal(model: Path) -> list[dict[str, Any]]:
+    """The training journal that the model came with; empty where it came with none."""
+    path = model / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of numbers under the union of their keys; a key that a row lacks is left empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,1 @@
+"""From views and tasks to updates."""

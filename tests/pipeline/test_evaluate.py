@@ -1,0 +1,157 @@
+"""The step `evaluate` on a real corpus and a real published folder, whose encoder has not been trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sonorant.clustering import fit_kmeans
+from sonorant.config import EncoderConfig
+from sonorant.data.corpus import read_corpus
+from sonorant.inference import Speech
+from sonorant.models.encoder import Encoder
+from sonorant.models.huggingface import save_encoder
+from sonorant.steps import evaluate, prepare
+from sonorant.steps.step import digest_folder, write_record
+
+NUM_UNITS = 24
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny built-in corpus of six speakers, its voice the tones."""
+    folder = tmp_path_factory.mktemp("evaluate") / "corpus"
+    source = {
+        "kind": "synthetic",
+        "num_utterances": 40,
+        "num_speakers": 6,
+        "voice": "tones",
+        "test_share": 0.4,
+    }
+    prepare({"sources": [source]}, corpus=folder, scratch=folder.with_name("scratch"))
+    return folder
+
+
+def publish(folder: Path, corpus: Path, seed: int) -> Path:
+    """A published model without training: random weights and a codebook that fits them."""
+    folder.mkdir(parents=True)
+    config = EncoderConfig(
+        stem_channels=16, dim=16, num_layers=2, num_heads=2, ffn_dim=32, position_kernel=5, position_groups=2
+    )
+    torch.manual_seed(seed)
+    encoder = Encoder(config)
+    save_encoder(encoder, folder, layer=1, commit=f"made by the test with seed {seed}")
+    waves = [utterance.wave() for utterance in read_corpus(corpus, "train")[:8]]
+    frames = np.concatenate(Speech(encoder, 1).embed(waves))
+    fit_kmeans(frames, NUM_UNITS, normalise=True).codebook.save(folder / "codebook.safetensors")
+    entries = [
+        {"update": 10 * k, "learning_rate": 1e-3 / k, "loss": 5.0 / k, "units/accuracy": 0.1 * k}
+        for k in (1, 2, 3)
+    ]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    write_record(folder, {"step": "publish", "digest": digest_folder(folder)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(corpus: Path) -> Path:
+    """The model that is evaluated."""
+    return publish(corpus.with_name("model"), corpus, seed=1)
+
+
+@pytest.fixture(scope="module")
+def evaluated(corpus: Path, model: Path) -> tuple[Path, dict[str, float]]:
+    """Its report, and the metrics returned."""
+    report = corpus.with_name("report")
+    previous = publish(corpus.with_name("previous"), corpus, seed=2)
+    return report, evaluate({"num_examples": 2}, corpus=corpus, model=model, report=report, previous=previous)
+
+
+def test_all_systems_have_all_scores(evaluated: tuple[Path, dict[str, float]]) -> None:
+    report, metrics = evaluated
+    written = json.loads((report / "metrics.json").read_text())
+    assert list(written) == ["model", "mfcc", "untrained", "previous"]
+    assert {
+        f"{system}.{name}": value for system, scores in written.items() for name, value in scores.items()
+    } == metrics
+    assert all(set(scores) == set(written["model"]) for scores in written.values())
+    assert {"abx_across_any", "abx_within_any", "abx_across_any_librilight", "unit_abx_across_any"} <= set(
+        written["mfcc"]
+    )
+    assert all(math.isfinite(value) for value in metrics.values())
+    shares = [
+        name for name in written["mfcc"] if name.startswith(("abx", "unit_abx", "pnmi", "phone", "cluster"))
+    ]
+    assert all(0 <= scores[name] <= 1 for scores in written.values() for name in shares)
+    assert all(scores["num_units"] == NUM_UNITS for scores in written.values())
+
+
+def test_mfcc_tells_phones_apart_better_than_chance(evaluated: tuple[Path, dict[str, float]]) -> None:
+    _, metrics = evaluated
+    # The tone voices' phones have spectra of their own, and chance is .5.
+    assert metrics["mfcc.abx_across_any"] < 0.4
+    assert metrics["mfcc.pnmi"] > 0.2
+
+
+def test_the_page_is_whole_and_loads_nothing(evaluated: tuple[Path, dict[str, float]]) -> None:
+    page = (evaluated[0] / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\((?!data:)|@import|<script|<link""", page)
+    assert page.count("<figure>") == 1 + 2  # the heat map and two utterances
+    assert "synthetic: absolute scores on it say little" in page
+    assert "made by the test with seed 1" in page
+    for name in ("this model", "MFCC", "untrained", "previous model"):
+        assert f">{name}</th>" in page
+
+
+def test_tables_for_dvc(evaluated: tuple[Path, dict[str, float]]) -> None:
+    report, metrics = evaluated
+    with (report / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["system"] for row in rows] == ["model", "mfcc", "untrained", "previous"]
+    assert float(rows[1]["pnmi"]) == metrics["mfcc.pnmi"]
+    with (report / "training.csv").open() as file:
+        assert [float(row["loss"]) for row in csv.DictReader(file)] == [5.0, 2.5, 5 / 3]
+
+
+def test_twice_gives_the_same_bytes(
+    corpus: Path, model: Path, evaluated: tuple[Path, dict[str, float]], tmp_path: Path
+) -> None:
+    again = tmp_path / "report"
+    previous = corpus.with_name("previous")
+    evaluate({"num_examples": 2}, corpus=corpus, model=model, report=again, previous=previous)
+    assert digest_folder(again) == digest_folder(evaluated[0])
+
+
+def test_without_phones_the_rest_remains(
+    corpus: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wordless = tmp_path / "corpus"
+    audio = tmp_path / "tree"
+    for utterance in read_corpus(corpus):
+        speaker = audio / utterance.speaker
+        speaker.mkdir(parents=True, exist_ok=True)
+        shutil.copy(utterance.path, speaker)
+    source = {"kind": "folder", "name": "tree", "path": str(audio), "test_share": 0.4}
+    prepare({"sources": [source]}, corpus=wordless, scratch=tmp_path / "scratch")
+    metrics = evaluate({}, corpus=wordless, model=model, report=tmp_path / "report")
+    assert not any("abx" in name or "pnmi" in name or "purity" in name for name in metrics)
+    assert metrics["model.bitrate"] > 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "None of the evaluated utterances has phones: ABX errors, PNMI and purities are left out." in said
+    assert f"report: {tmp_path / 'report' / 'report.html'}" in said
+    assert "absolute scores" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_source_that_is_not_there_is_one_clear_line(corpus: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found no utterance of split 'test' and source 'radio'") as error:
+        evaluate({"source": "radio"}, corpus=corpus, model=model, report=tmp_path / "report")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,32 @@
+"""The interface is pinned: a change to it is seen, and meant."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+PINNED = Path(__file__).with_name("openapi.json")
+
+
+def test_the_openapi_document_is_the_pinned_one(client):
+    served = client.get("/openapi.json").json()
+    if os.environ.get("RENEW_OPENAPI"):
+        PINNED.write_text(json.dumps(served, indent=1) + "\n")
+    assert served == json.loads(PINNED.read_text()), (
+        "the API is not the one in tests/serving/openapi.json: if that is meant, run "
+        "`RENEW_OPENAPI=1 pytest tests/serving/test_openapi.py` and look at the diff"
+    )
+
+
+def test_every_error_in_the_document_is_the_envelope(client):
+    document = client.get("/openapi.json").json()
+    answers = [
+        (path, status, answer["content"]["application/json"]["schema"])
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for status, answer in operation["responses"].items()
+        if status != "200"
+    ]
+    assert len(answers) == 13
+    assert {schema["$ref"] for _, _, schema in answers} == {"#/components/schemas/ErrorEnvelope"}

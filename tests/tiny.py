@@ -1,0 +1,181 @@
+"""Things small enough to test with: an encoder, a batch, an engine, a corpus and its units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sonorant.config import EncoderConfig, PretrainConfig, TeacherConfig, UnitsConfig
+from sonorant.data.batching import Batch
+from sonorant.data.corpus import Row, Taken, write_corpus
+from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, num_frames, pack_waves
+from sonorant.data.units import write_units
+from sonorant.models.encoder import Encoder
+from sonorant.models.teacher import Teacher
+from sonorant.steps.step import digest_folder, write_record
+from sonorant.tasks.task import Task
+from sonorant.tasks.teacher import Regression
+from sonorant.tasks.units import Units
+from sonorant.training.engine import Engine
+
+POST_NORM = {"position_depth": 3, "position_kernel": 5, "pre_norm": False}
+"""Data2VecAudio's layout, which is MT4SSL's."""
+PRE_NORM = {"position_depth": 1, "position_kernel": 8, "pre_norm": True}
+GROUP_NORM = {"position_depth": 1, "position_kernel": 7, "pre_norm": False, "stem_norm": "group"}
+LAYOUTS: dict[str, dict[str, Any]] = {"post": POST_NORM, "pre": PRE_NORM, "group": GROUP_NORM}
+
+
+def encoder_config(**changes: Any) -> EncoderConfig:
+    """16 stem channels, 2 layers of 32, no dropout."""
+    tiny = {"stem_channels": 16, "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64, "position_groups": 4}
+    quiet = {"dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0}
+    return EncoderConfig.model_validate({**tiny, **quiet, **PRE_NORM, **changes})
+
+
+def shaken(module: nn.Module, seed: int = 0, size: float = 0.05) -> nn.Module:
+    """The module with every parameter moved a little, so that no bias is zero and no scale one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def make_encoder(seed: int = 0, **changes: Any) -> Encoder:
+    """A random encoder in evaluation mode."""
+    torch.manual_seed(seed)
+    encoder = Encoder(encoder_config(**changes))
+    shaken(encoder, seed)
+    return encoder.eval()
+
+
+def make_engine(seed: int = 0, num_units: int = 5, unmasked_weight: float = 0.0, **changes: Any) -> Engine:
+    """Both tasks on a random encoder whose teacher is not quite the student."""
+    encoder = make_encoder(seed, **changes)
+    config = TeacherConfig(num_layers=2)
+    tasks: dict[str, Task] = {
+        "units": Units(encoder.config.dim, num_units, UnitsConfig(unmasked_weight=unmasked_weight)),
+        "teacher": Regression(encoder.config.dim, config),
+    }
+    teacher = Teacher(encoder.context, config)
+    for part in (*tasks.values(), teacher):
+        shaken(part, seed + 1)
+    return Engine(encoder, tasks, teacher)
+
+
+def noise(num_samples: int, seed: int = 0) -> NDArray[np.float32]:
+    """Standard normal samples, (S,)."""
+    return np.random.default_rng(seed).standard_normal(num_samples).astype(np.float32)
+
+
+def make_batch(lengths: Sequence[int], num_units: int = 5, seed: int = 0) -> Batch:
+    """Noise of so many samples each; about half of the frames masked, at least one an utterance; random units."""
+    rng = np.random.default_rng(seed)
+    masks, units = [], []
+    for length in lengths:
+        mask = rng.random(num_frames(length)) < 0.5
+        mask[0] = True
+        masks.append(mask)
+        units.append(rng.integers(num_units, size=len(mask)))
+    waves = [noise(length, seed + index) for index, length in enumerate(lengths)]
+    return Batch(
+        torch.from_numpy(pack_waves(waves)),
+        tuple(lengths),
+        torch.from_numpy(np.concatenate(masks)),
+        torch.from_numpy(np.concatenate(units)),
+    )
+
+
+def alone(batch: Batch) -> list[Batch]:
+    """Each utterance of a batch as a batch of its own."""
+    parts, sample, frame = [], 0, 0
+    for length in batch.num_samples:
+        frames = slice(frame, frame + num_frames(length))
+        units = None if batch.units is None else batch.units[frames]
+        parts.append(Batch(batch.waves[sample : sample + length], (length,), batch.mask[frames], units))
+        sample += math.ceil(length / 320) * 320
+        frame = frames.stop
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------- corpus
+
+TONES = (300.0, 700.0, 1300.0, 2500.0)  # Hz: one tone a unit
+TONE_SECONDS = 0.2  # 10 frames
+
+
+def tones(rng: np.random.Generator, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A rising sequence of noisy tones, (S,), and the index of each frame's tone, (T,).
+
+    Tone i is always followed by tone i + 1, so a masked frame can be told from its surroundings.
+    """
+    samples = np.arange(num_samples)
+    start = int(rng.integers(len(TONES)))
+    which = (start + samples // round(TONE_SECONDS * SAMPLE_RATE)) % len(TONES)
+    wave = np.sin(2 * np.pi * np.asarray(TONES)[which] * samples / SAMPLE_RATE) + 0.1 * noise(num_samples, start)
+    frames = num_frames(num_samples)
+    centres = (np.arange(frames) * FRAME_SECONDS * SAMPLE_RATE + 200).astype(int)
+    return (0.3 * wave).astype(np.float32), which[centres]
+
+
+def write_tone_corpus(
+    folder: Path, num_utterances: int = 12, seconds: tuple[float, float] = (0.8, 1.6), seed: int = 0
+) -> tuple[Path, Path]:
+    """The artifacts corpus and units below `folder`: tones, and which tone each frame is."""
+    rng = np.random.default_rng(seed)
+    raw, corpus, units = (folder / name for name in ("raw", "corpus", "units"))
+    for path in (raw, corpus, units):
+        path.mkdir(parents=True)
+    taken, labels = [], []
+    for index in range(num_utterances):
+        wave, units_T = tones(rng, int(rng.uniform(*seconds) * SAMPLE_RATE))
+        path = raw / f"{index:02d}.flac"
+        soundfile.write(path, wave, SAMPLE_RATE)
+        split = "train" if index < num_utterances - 2 else "dev"
+        row = Row(id=f"u{index:02d}", source="tones", speaker=f"s{index}", path=path, split=split)
+        taken.append(Taken(row, split, f"{index}", len(wave), path, None))
+        labels.append((row.id, len(wave), units_T))
+    write_corpus(corpus, taken, [], {"tones": {"kind": "synthetic"}})
+    write_units(units, labels, len(TONES))
+    for path in (corpus, units):
+        write_record(path, {"step": "test", "artifact": path.name, "digest": digest_folder(path)})
+    return corpus, units
+
+
+def pretrain_values(**changes: Any) -> dict[str, Any]:
+    """A `pretrain` section for the tone corpus, as params.yaml would hold it."""
+    values: dict[str, Any] = {
+        "num_updates": 6,
+        "phases": [{"weights": {"units": 1.0, "teacher": 1.0}}],
+        "encoder": encoder_config().model_dump(mode="json"),
+        "teacher": {"num_layers": 2, "start_decay": 0.9, "end_decay": 0.99, "ramp_updates": 4},
+        "optim": {"learning_rate": 0.002, "warmup_share": 0.1, "decay_share": 0.3},
+        "batching": {"batch_seconds": 4.0, "crop_seconds": 1.0},
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
+    return with_changes(values, changes)
+
+
+def pretrain_config(**changes: Any) -> PretrainConfig:
+    """The same, parsed."""
+    return PretrainConfig.model_validate(pretrain_values(**changes))
+
+
+def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` laid over them, section by section."""
+    return {
+        **values,
+        **{
+            key: {**values[key], **change} if isinstance(change, dict) and isinstance(values.get(key), dict) else change
+            for key, change in changes.items()
+        },
+    }
