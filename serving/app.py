@@ -65,9 +65,7 @@ async def embeddings(
     """One vector for every frame of the audio, or their mean."""
     layer = service.speech.layer if options.layer is None else options.layer
     if layer > service.speech.num_layers:
-        raise ApiError(
-            422, "invalid_option", f"query layer: found {layer}, wanted 0 to {service.speech.num_layers}"
-        )
+        raise ApiError(422, "invalid_option", f"query layer: found {layer}, wanted 0 to {service.speech.num_layers}")
     clips = await read_clips(request, service.settings, request.app.state.decoders)
     frames = await service.process(Task("embed", layer), clips, "/v1/embeddings")
 
@@ -97,9 +95,7 @@ async def embeddings(
     openapi_extra={"requestBody": REQUEST_BODY},
     tags=["speech"],
 )
-async def units(
-    request: Request, service: UsesService, options: Annotated[schemas.UnitOptions, Query()]
-) -> Response:
+async def units(request: Request, service: UsesService, options: Annotated[schemas.UnitOptions, Query()]) -> Response:
     """One unit token for every frame of the audio, or each run of equal units once."""
     clips = await read_clips(request, service.settings, request.app.state.decoders)
     frames = await service.process(Task("units"), clips, "/v1/units")

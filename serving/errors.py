@@ -19,9 +19,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 class ApiError(Exception):
     """An answer that is an error: HTTP status, a code for programs, a message of one line for people."""
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
 

@@ -69,9 +69,7 @@ class Gate:
         except Exception:
             log.exception("%s: an error that no input should cause", request_id)
             if not status:
-                message = (
-                    f"server: found a fault of its own, wanted none: report it with request id {request_id}"
-                )
+                message = f"server: found a fault of its own, wanted none: report it with request id {request_id}"
                 await envelope(scope, ApiError(500, "internal", message))(scope, receive, send_tagged)
         finally:
             self.buffered -= received

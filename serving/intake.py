@@ -108,12 +108,8 @@ def read_json(body: bytes) -> bytes:
     except ValidationError as error:
         faults = error.errors(include_url=False)
         if faults[0]["type"] == "json_invalid":
-            raise ApiError(
-                400, "bad_json", f"body: found no JSON ({faults[0]['msg']}), wanted an object"
-            ) from None
-        raise ApiError(
-            422, "invalid_body", describe_all([{**f, "loc": ("body", *f["loc"])} for f in faults])
-        ) from None
+            raise ApiError(400, "bad_json", f"body: found no JSON ({faults[0]['msg']}), wanted an object") from None
+        raise ApiError(422, "invalid_body", describe_all([{**f, "loc": ("body", *f["loc"])} for f in faults])) from None
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -131,9 +127,7 @@ async def read_multipart(request: Request, settings: Settings) -> list[tuple[str
     try:
         form = await parser.parse()
     except (MultiPartException, ValueError) as error:
-        raise ApiError(
-            400, "bad_multipart", f"form: found it broken ({error}), wanted multipart files"
-        ) from None
+        raise ApiError(400, "bad_multipart", f"form: found it broken ({error}), wanted multipart files") from None
     files: list[tuple[str, str | None, bytes]] = []
     try:
         for field, part in form.multi_items():

@@ -13,9 +13,7 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "sonorant_requests", "Requests answered.", ("route", "status"), registry=registry
-        )
+        self.requests = Counter("sonorant_requests", "Requests answered.", ("route", "status"), registry=registry)
         self.latency = Histogram(
             "sonorant_request_seconds",
             "From the request's head to the answer's last byte.",
@@ -42,9 +40,7 @@ class Metrics:
         self.queue_seconds = Gauge(
             "sonorant_queue_audio_seconds", "Audio admitted and not yet answered.", registry=registry
         )
-        self.model = Gauge(
-            "sonorant_model_info", "The model that is loaded.", ("model", "layer"), registry=registry
-        )
+        self.model = Gauge("sonorant_model_info", "The model that is loaded.", ("model", "layer"), registry=registry)
 
     def observe_batch(self, num_waves: int, seconds: float) -> None:
         """Count one call of the model."""

@@ -25,9 +25,9 @@ class EmbeddingOptions(Message):
     layer: Annotated[
         int | None, Field(description="0 to num_layers of /v1/models; default: the published layer", ge=0)
     ] = None
-    pooling: Annotated[
-        Literal["none", "mean"], Field(description="none: one vector per frame; mean: one per file")
-    ] = "none"
+    pooling: Annotated[Literal["none", "mean"], Field(description="none: one vector per frame; mean: one per file")] = (
+        "none"
+    )
 
 
 class UnitOptions(Message):
@@ -69,12 +69,10 @@ class Embeddings(Message):
 class UnitSequence(Result):
     """The unit tokens of one file."""
 
-    units: Annotated[
-        list[int], Field(description="from 0 to num_units - 1; one per frame unless deduplicated")
-    ]
-    durations_ms: Annotated[
-        list[int] | None, Field(description="with deduplicate=true: how long each unit lasts")
-    ] = None
+    units: Annotated[list[int], Field(description="from 0 to num_units - 1; one per frame unless deduplicated")]
+    durations_ms: Annotated[list[int] | None, Field(description="with deduplicate=true: how long each unit lasts")] = (
+        None
+    )
 
 
 class Units(Message):

@@ -41,9 +41,7 @@ class Service:
         )
         for frames in results:
             if not np.isfinite(frames).all():
-                raise ValueError(
-                    "audio: found frames that are not finite, wanted finite ones: scale it to -1 … 1"
-                )
+                raise ValueError("audio: found frames that are not finite, wanted finite ones: scale it to -1 … 1")
         return results
 
     async def process(self, task: Task, clips: Sequence[Clip], route: str) -> list[Frames]:

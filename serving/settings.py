@@ -17,9 +17,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SONORANT_SERVE_", frozen=True, extra="forbid")
 
-    model: Annotated[Path, Field(description="a directory that `sonorant publish` wrote")] = Path(
-        "artifacts/model"
-    )
+    model: Annotated[Path, Field(description="a directory that `sonorant publish` wrote")] = Path("artifacts/model")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, description="0: any free port")] = 8000
 

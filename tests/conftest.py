@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests' models are tiny: threads only get in each other's way. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

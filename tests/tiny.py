@@ -16,7 +16,7 @@ from torch import nn
 from sonorant.config import EncoderConfig, PretrainConfig, TeacherConfig, UnitsConfig
 from sonorant.data.batching import Batch
 from sonorant.data.corpus import Row, Taken, write_corpus
-from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, num_frames, pack_waves
+from sonorant.data.frames import SAMPLE_RATE, frame_centres, num_frames, pack_waves
 from sonorant.data.units import write_units
 from sonorant.models.encoder import Encoder
 from sonorant.models.teacher import Teacher
@@ -109,21 +109,16 @@ def alone(batch: Batch) -> list[Batch]:
 # ---------------------------------------------------------------------------------------------------- corpus
 
 TONES = (300.0, 700.0, 1300.0, 2500.0)  # Hz: one tone a unit
-TONE_SECONDS = 0.2  # 10 frames
+TONE_SECONDS = 0.4  # 20 frames, so that most masked spans lie within what is seen of a tone
 
 
 def tones(rng: np.random.Generator, num_samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """A rising sequence of noisy tones, (S,), and the index of each frame's tone, (T,).
-
-    Tone i is always followed by tone i + 1, so a masked frame can be told from its surroundings.
-    """
-    samples = np.arange(num_samples)
-    start = int(rng.integers(len(TONES)))
-    which = (start + samples // round(TONE_SECONDS * SAMPLE_RATE)) % len(TONES)
-    wave = np.sin(2 * np.pi * np.asarray(TONES)[which] * samples / SAMPLE_RATE) + 0.1 * noise(num_samples, start)
-    frames = num_frames(num_samples)
-    centres = (np.arange(frames) * FRAME_SECONDS * SAMPLE_RATE + 200).astype(int)
-    return (0.3 * wave).astype(np.float32), which[centres]
+    """A sequence of noisy tones, (S,), and which one sounds at each frame's centre, (T,)."""
+    hold = round(TONE_SECONDS * SAMPLE_RATE)
+    which = rng.integers(len(TONES), size=num_samples // hold + 1).repeat(hold)[:num_samples]
+    wave = np.sin(2 * np.pi * np.asarray(TONES)[which] * np.arange(num_samples) / SAMPLE_RATE)
+    wave = 0.3 * wave + 0.03 * rng.standard_normal(num_samples)
+    return wave.astype(np.float32), which[(frame_centres(num_frames(num_samples)) * SAMPLE_RATE).astype(int)]
 
 
 def write_tone_corpus(

@@ -171,9 +171,9 @@ class EncoderConfig(Section):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if len(self.stem_widths) != 7:
-            raise ValueError(f"stem_channels has {len(self.stem_widths)} entries, wanted 7, one a convolution: add or remove some")
+            raise ValueError(f"stem_channels has {len(self.stem_widths)} entries, wanted 7, one a convolution")
         if self.position_depth > 1 and self.stem_norm == "group":
-            raise ValueError("stem_norm group needs position_depth 1: transformers has no model with both, so ours could not be opened there")
+            raise ValueError("stem_norm group needs position_depth 1: transformers has no model with both: change one")
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim {self.dim} is not divisible by num_heads {self.num_heads}: change one of them"
@@ -184,7 +184,7 @@ class EncoderConfig(Section):
             )
         if self.position_depth > 1 and self.pre_norm:
             raise ValueError(
-                "pre_norm true needs position_depth 1: transformers has no model with both, so ours could not be opened there"
+                "pre_norm true needs position_depth 1: transformers has no model with both: change one"
             )
         if self.position_depth > 1 and self.position_kernel % 2 == 0:
             raise ValueError(
@@ -204,7 +204,7 @@ class MaskingConfig(Section):
 class PerturbationConfig(Section):
     """How far training speech is changed while its units stay; zeros leave it as it is."""
 
-    max_warp: float = Field(0.0, ge=0, le=0.5, description="0.15: played 1/1.15 to 1.15 times as fast, pitch and formants included")
+    max_warp: float = Field(0.0, ge=0, le=0.5, description="0.15: played 1/1.15 to 1.15 times as fast, pitch included")
     max_tilt: float = Field(0.0, ge=0, lt=1, description="range of the coefficient of a one-tap filter")
     noise_share: Share = Field(0.0, description="of the crops; half of these get white noise, half other speech")
     min_snr_db: float = 0.0
@@ -257,7 +257,7 @@ class OptimConfig(Section):
     def _stages_fit(self) -> Self:
         if self.warmup_share + self.decay_share > 1:
             raise ValueError(
-                f"warmup_share + decay_share is {self.warmup_share + self.decay_share:g}, wanted at most 1: lower one of them"
+                f"warmup_share + decay_share is {self.warmup_share + self.decay_share:g}, wanted at most 1: lower one"
             )
         return self
 
@@ -313,7 +313,8 @@ class PretrainConfig(Section):
             raise ValueError(f"phases' shares sum to {total:g}, wanted 1: change the shares")
         if self.teacher.num_layers > self.encoder.num_layers:
             raise ValueError(
-                f"teacher.num_layers {self.teacher.num_layers} exceeds encoder.num_layers {self.encoder.num_layers}: lower it"
+                f"teacher.num_layers {self.teacher.num_layers} exceeds encoder.num_layers "
+                f"{self.encoder.num_layers}: lower it"
             )
         return self
 
@@ -396,7 +397,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         fault = " ".join(str(error).split())
-        raise ValueError(f"--config {path}: found no valid YAML ({fault}), wanted a section per step: correct it") from None
+        raise ValueError(f"--config {path}: found no valid YAML ({fault}), wanted sections: correct it") from None
     if not isinstance(values, dict):
         found = type(values).__name__
         raise ValueError(f"--config {path}: found {found}, wanted a mapping with a section per step: correct the file")

@@ -53,8 +53,7 @@ def publish(folder: Path, corpus: Path, seed: int) -> Path:
     frames = np.concatenate(Speech(encoder, 1).embed(waves))
     fit_kmeans(frames, NUM_UNITS, normalise=True).codebook.save(folder / "codebook.safetensors")
     entries = [
-        {"update": 10 * k, "learning_rate": 1e-3 / k, "loss": 5.0 / k, "units/accuracy": 0.1 * k}
-        for k in (1, 2, 3)
+        {"update": 10 * k, "learning_rate": 1e-3 / k, "loss": 5.0 / k, "units/accuracy": 0.1 * k} for k in (1, 2, 3)
     ]
     (folder / "journal.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     write_record(folder, {"step": "publish", "digest": digest_folder(folder)})
@@ -87,9 +86,7 @@ def test_all_systems_have_all_scores(evaluated: tuple[Path, dict[str, float]]) -
         written["mfcc"]
     )
     assert all(math.isfinite(value) for value in metrics.values())
-    shares = [
-        name for name in written["mfcc"] if name.startswith(("abx", "unit_abx", "pnmi", "phone", "cluster"))
-    ]
+    shares = [name for name in written["mfcc"] if name.startswith(("abx", "unit_abx", "pnmi", "phone", "cluster"))]
     assert all(0 <= scores[name] <= 1 for scores in written.values() for name in shares)
     assert all(scores["num_units"] == NUM_UNITS for scores in written.values())
 

@@ -35,9 +35,7 @@ class FakeSpeech:
     def embed(self, waves: Sequence[Wave], layer: int | None = None) -> list[NDArray[np.float32]]:
         self.may_run.wait()
         self.batches.append(len(waves))
-        return [
-            self._frames(wave) * np.float32(1 + (self.layer if layer is None else layer)) for wave in waves
-        ]
+        return [self._frames(wave) * np.float32(1 + (self.layer if layer is None else layer)) for wave in waves]
 
     def units(self, waves: Sequence[Wave]) -> list[NDArray[np.int64]]:
         loudness = [frames[:, 1] / (1 + self.layer) for frames in self.embed(waves)]
@@ -45,9 +43,7 @@ class FakeSpeech:
 
     def _frames(self, wave: Wave) -> NDArray[np.float32]:
         if len(wave) < WINDOW_SAMPLES:
-            raise ValueError(
-                f"wave: found {len(wave)} samples, wanted at least {WINDOW_SAMPLES}: send longer audio"
-            )
+            raise ValueError(f"wave: found {len(wave)} samples, wanted at least {WINDOW_SAMPLES}: send longer audio")
         windows = np.lib.stride_tricks.sliding_window_view(wave, WINDOW_SAMPLES)[::HOP_SAMPLES]
         rms = np.sqrt(np.square(windows, dtype=np.float64).mean(1))
         statistics = [windows.mean(1), rms, windows.max(1), (np.diff(np.sign(windows)) != 0).mean(1)]
@@ -61,9 +57,7 @@ def speech() -> FakeSpeech:
 
 @pytest.fixture
 def app(speech: FakeSpeech) -> FastAPI:
-    return create_app(
-        speech, Settings(model=Path("artifacts/tiny"), max_file_seconds=5, max_queue_seconds=20)
-    )
+    return create_app(speech, Settings(model=Path("artifacts/tiny"), max_file_seconds=5, max_queue_seconds=20))
 
 
 @pytest.fixture

@@ -147,9 +147,7 @@ def test_two_apps_count_apart(client, speech, wave, encode):
 
 
 def test_request_ids(client):
-    assert (
-        client.get("/health/live", headers={"X-Request-ID": "job-7.a"}).headers["X-Request-ID"] == "job-7.a"
-    )
+    assert client.get("/health/live", headers={"X-Request-ID": "job-7.a"}).headers["X-Request-ID"] == "job-7.a"
     made = [
         client.get("/health/live", headers={"X-Request-ID": bad}).headers["X-Request-ID"]
         for bad in ("", "a b", "x" * 65)

@@ -79,9 +79,7 @@ async def release(double: Doubler, results: Sequence[asyncio.Future[Frames]]) ->
 def test_waiting_waves_share_batches_capped_by_their_audio():
     async def test(batcher: Batcher, double: Doubler) -> None:
         await hold(batcher, double)
-        results = batcher.admit(
-            UNITS, [wave(6, 0), wave(5, 1), wave(1, 2), wave(3, 3), wave(25, 4), wave(0.5, 5)]
-        )
+        results = batcher.admit(UNITS, [wave(6, 0), wave(5, 1), wave(1, 2), wave(3, 3), wave(25, 4), wave(0.5, 5)])
         outcomes = await release(double, results)
         assert [outcome[0] for outcome in outcomes] == [0, 2, 4, 6, 8, 10]
         assert [len(outcome) / SECOND for outcome in outcomes] == [6, 5, 1, 3, 25, 0.5]
@@ -106,9 +104,7 @@ def test_the_oldest_wave_is_served_next_however_many_short_ones_come():
 def test_tasks_do_not_share_batches():
     async def test(batcher: Batcher, double: Doubler) -> None:
         await hold(batcher, double)
-        results = [
-            batcher.admit(task, [wave(1)])[0] for task in (UNITS, Task("embed", 3), UNITS, Task("embed", 4))
-        ]
+        results = [batcher.admit(task, [wave(1)])[0] for task in (UNITS, Task("embed", 3), UNITS, Task("embed", 4))]
         await release(double, results)
         assert [task for task, _ in double.batches[1:]] == [UNITS, Task("embed", 3), Task("embed", 4)]
 
@@ -158,9 +154,7 @@ def test_admission_is_all_or_nothing_and_counts_what_is_being_run():
     async def test(batcher: Batcher, double: Doubler) -> None:
         busy = await hold(batcher, double)
         assert batcher.seconds == 0.1
-        with pytest.raises(
-            FullError, match=r"found 0.1 s of audio waiting and 10.0 s offered, wanted at most 10 s"
-        ):
+        with pytest.raises(FullError, match=r"found 0.1 s of audio waiting and 10.0 s offered, wanted at most 10 s"):
             batcher.admit(UNITS, [wave(4), wave(6)])
         assert not batcher.waiting
         first = batcher.admit(UNITS, [wave(4), wave(5)])

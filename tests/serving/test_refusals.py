@@ -30,9 +30,7 @@ def audio(
 ) -> bytes:
     file = io.BytesIO()
     subtype = "FLOAT" if form == "WAV" else None
-    soundfile.write(
-        file, np.full((num_samples, channels), value, np.float32), rate, format=form, subtype=subtype
-    )
+    soundfile.write(file, np.full((num_samples, channels), value, np.float32), rate, format=form, subtype=subtype)
     return file.getvalue()
 
 
@@ -229,9 +227,7 @@ def test_a_full_queue_answers_429_and_a_closing_one_503(app, speech):
         ):
 
             def post(seconds: int) -> asyncio.Task[httpx.Response]:
-                return asyncio.create_task(
-                    client.post("/v1/units", content=audio(16_000 * seconds), headers=WAV)
-                )
+                return asyncio.create_task(client.post("/v1/units", content=audio(16_000 * seconds), headers=WAV))
 
             while (await client.get("/health/ready")).status_code != 200:
                 await asyncio.sleep(0.01)

@@ -36,9 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     save_encoder(Encoder(config), folder, layer=2)
     centroids = np.random.default_rng(0).normal(size=(7, 32)).astype(np.float32)
-    Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(
-        folder / "codebook.safetensors"
-    )
+    Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(folder / "codebook.safetensors")
     return folder
 
 
@@ -74,12 +72,8 @@ def test_serve_a_real_model_until_told_to_stop(model, wave, encode, tmp_path):
             for result, expected in zip(embeddings, speech.embed(waves, layer=1), strict=True):
                 # Both pack the same three waves and run the same kernels, up to the number of threads.
                 np.testing.assert_allclose(result["embedding"], expected, atol=1e-5)
-            assert [result["units"] for result in units] == [
-                tokens.tolist() for tokens in speech.units(waves)
-            ]
-            alone = client.post(
-                "/v1/units", content=files[1][1][1], headers={"Content-Type": "audio/wav"}
-            ).json()
+            assert [result["units"] for result in units] == [tokens.tolist() for tokens in speech.units(waves)]
+            alone = client.post("/v1/units", content=files[1][1][1], headers={"Content-Type": "audio/wav"}).json()
             assert alone["results"][0]["units"] == units[1]["units"]
             assert client.get("/v1/models").json()["models"][0]["about"]["layer"] == 2
         server.send_signal(signal.SIGTERM)

@@ -53,9 +53,7 @@ def test_golden_within_items_make_one_cell(shared_data: Path) -> None:
     folder = shared_data / "abx_golden"
     items = read_items(folder / "dummy_item_within.item")
     features = {name: np.load(folder / f"{name}.npy")[:, None] for name in ("2107", "42")}
-    score = score_abx(
-        items, features, speaker="within", context="in", slicing="librilight", rate=10, max_items=40
-    )
+    score = score_abx(items, features, speaker="within", context="in", slicing="librilight", rate=10, max_items=40)
     # A = X = frames (4), (5), B = frame (1): positive numbers all point the same way, so all tie.
     assert (score.num_cells, score.num_pairs, score.num_dropped, score.error) == (1, 1, 0, 0.5)
 
@@ -88,8 +86,7 @@ def test_items_from_phones_are_those_of_the_shared_item_files(shared_data: Path,
     for line in (shared_data / name / "manifest.jsonl").read_text().splitlines():
         row = json.loads(line)
         segments = [
-            ("SIL" if label == "sil" else label, start, end)
-            for label, start, end in row.get("phones39", row["phones"])
+            ("SIL" if label == "sil" else label, start, end) for label, start, end in row.get("phones39", row["phones"])
         ]
         phone += phone_items(row["id"], row["speaker"], segments)
         triphone += triphone_items(row["id"], row["speaker"], segments)
@@ -113,9 +110,7 @@ def test_items_from_phones_are_those_of_the_shared_item_files(shared_data: Path,
         (9.0, 9.5, (450, 450), (450, 450)),
     ],
 )
-def test_slicing_conventions(
-    onset: float, offset: float, fixed: tuple[int, int], librilight: tuple[int, int]
-) -> None:
+def test_slicing_conventions(onset: float, offset: float, fixed: tuple[int, int], librilight: tuple[int, int]) -> None:
     item = Item("f", onset, offset, "a", "-", "+", "s")
     assert frame_span(item, 20, "fixed") == fixed
     assert frame_span(item, 20, "librilight") == librilight

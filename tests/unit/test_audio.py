@@ -31,9 +31,7 @@ def tone(seconds: float, rate: int, hertz: float = 440.0) -> Wave:
     return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
-def audio(
-    wave: NDArray[np.floating], rate: int = 16_000, form: str = "WAV", subtype: str | None = None
-) -> bytes:
+def audio(wave: NDArray[np.floating], rate: int = 16_000, form: str = "WAV", subtype: str | None = None) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format=form, subtype=subtype)
     return file.getvalue()
@@ -108,6 +106,7 @@ def test_samples_beyond_full_scale_are_kept():
     [
         (b"", "found no readable audio"),
         (b"RIFF", "found no readable audio"),
+        (b"\xf0\x7e\x00\x01" + bytes(99), r"found no readable audio \(it begins with f0 7e 00 01\)"),
         (audio(np.zeros(0)), "found 0 samples"),
         (audio(np.zeros((99, 33))), "found 33 channels, wanted 1 to 32"),
         (audio(np.zeros(99), 384_001), "found a rate of 384001 Hz, wanted 1000 to 384000"),

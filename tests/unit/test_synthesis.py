@@ -22,11 +22,12 @@ from scipy import ndimage
 from scipy import signal as filters
 
 from sonorant.config import SyntheticSource
-from sonorant.data import espeak, synthesis
+from sonorant.data import synthesis
 from sonorant.data.corpus import Row
 from sonorant.data.frames import SAMPLE_RATE
-from sonorant.data.recording import record
-from sonorant.data.scenes import (
+from sonorant.data.synthesis import draw_speakers, engine_name, espeak, plan_utterances, synthesise
+from sonorant.data.synthesis.recording import record
+from sonorant.data.synthesis.scenes import (
     COLOURS,
     RELATIONS,
     SHAPES,
@@ -36,11 +37,10 @@ from sonorant.data.scenes import (
     draw_scenes,
     held_out_pairs,
 )
-from sonorant.data.synthesis import draw_speakers, engine_name, plan_utterances, synthesise
-from sonorant.data.tones import ToneEngine
-from sonorant.data.voices import LEXICON, NUM_VOICES, VOWELS, Spoken, is_espeak_installed
+from sonorant.data.synthesis.tones import ToneEngine
+from sonorant.data.synthesis.voices import LEXICON, NUM_VOICES, VOWELS, Spoken, is_espeak_installed
 
-SRC = Path(synthesis.__file__).resolve().parents[2]
+SRC = Path(synthesis.__file__).resolve().parents[3]
 NUM = 36  # utterances: one whole shard and a part of another
 NUM_SPEAKERS = 36  # enough for some of espeak-ng's breathy voices, which depend on its seed
 
@@ -185,7 +185,7 @@ def test_espeak_needs_a_short_path_to_its_data(most_bytes: int, tmp_path: Path) 
     needs_espeak()
     # In a process of its own: the library may be opened once.
     code = (
-        "import sys, pathlib, espeakng_loader as loader; from sonorant.data import espeak;"
+        "import sys, pathlib, espeakng_loader as loader; from sonorant.data.synthesis import espeak;"
         "far = pathlib.Path(sys.argv[1], *['x' * 50] * 4); far.mkdir(parents=True); far /= 'data';"
         "far.symlink_to(loader.get_data_path()); library = pathlib.Path(loader.get_library_path())\n"
         "with espeak.short_path(far, int(sys.argv[2])) as data:\n"

@@ -57,9 +57,7 @@ def name_apart(entries: Sequence[Entry], config: PrepareConfig) -> list[Entry]:
     return named
 
 
-def settle(
-    entries: Sequence[Entry], config: PrepareConfig, folder: Path, report: Report
-) -> Iterator[Taken | Refused]:
+def settle(entries: Sequence[Entry], config: PrepareConfig, folder: Path, report: Report) -> Iterator[Taken | Refused]:
     """What becomes of each entry, in order, files in `folder`; of rows with one audio the first is kept."""
     rows = [entry for entry in entries if isinstance(entry, Row)]
     outcomes = take_rows(rows, config.min_seconds, config.max_seconds, folder, config.num_workers, report)
@@ -109,16 +107,15 @@ def refuse(row: Row, config: PrepareConfig, reason: str, detail: str) -> Refused
     return Refused(row.source, row.id, path, reason, detail)
 
 
-def check_enough(
-    taken: Sequence[Taken], refused: Sequence[Refused], config: PrepareConfig, folder: Path
-) -> None:
+def check_enough(taken: Sequence[Taken], refused: Sequence[Refused], config: PrepareConfig, folder: Path) -> None:
     """ValueError where more rows than allowed were refused or none is left; `folder` has the list of them."""
     total = len(taken) + len(refused)
     counts = ", ".join(f"{reason} {n}" for reason, n in Counter(one.reason for one in refused).most_common())
     if len(refused) > config.max_refused_share * total:
         raise ValueError(
             f"prepare: found {len(refused)} of {total} rows refused ({counts}), wanted at most "
-            f"{config.max_refused_share:g} of them: read {folder / REFUSED}, mend or raise max_refused_share"
+            f"{config.max_refused_share:g} of them: read {folder / REFUSED}, then mend the rows "
+            "or raise max_refused_share"
         )
     if not taken:
         raise ValueError(

@@ -64,17 +64,13 @@ def read_wave(file: Path | BinaryIO, max_seconds: float | None = None) -> NDArra
         if not len(wave):
             raise ValueError(f"{name}: found 0 samples, wanted at least one: send audio that is not empty")
         if not np.isfinite(wave).all():
-            raise ValueError(
-                f"{name}: found NaN or infinite samples, wanted finite ones: export the file again"
-            )
+            raise ValueError(f"{name}: found NaN or infinite samples, wanted finite ones: export the file again")
     return resample(wave, rate)
 
 
 def _unreadable(name: str, reason: str) -> ValueError:
     reason = " ".join(reason.split()).rstrip(".")
-    return ValueError(
-        f"{name}: found no readable audio ({reason}), wanted WAV, FLAC, Ogg or MP3: check the file"
-    )
+    return ValueError(f"{name}: found no readable audio ({reason}), wanted WAV, FLAC, Ogg or MP3: check the file")
 
 
 def _check_container(name: str, file: BinaryIO) -> None:
@@ -88,42 +84,29 @@ def _check_container(name: str, file: BinaryIO) -> None:
 
 def _check_header(name: str, sound: Any) -> None:
     if sound.channels > MAX_CHANNELS:
-        raise ValueError(
-            f"{name}: found {sound.channels} channels, wanted 1 to {MAX_CHANNELS}: mix it down first"
-        )
+        raise ValueError(f"{name}: found {sound.channels} channels, wanted 1 to {MAX_CHANNELS}: mix it down first")
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise ValueError(
-            f"{name}: found a rate of {sound.samplerate} Hz, wanted {MIN_RATE} to {MAX_RATE} Hz: "
-            "resample it first"
+            f"{name}: found a rate of {sound.samplerate} Hz, wanted {MIN_RATE} to {MAX_RATE} Hz: resample it first"
         )
 
 
 def _decode(name: str, sound: Any, max_seconds: float | None) -> NDArray[np.float32]:
     """The mean of the channels, (S,) at the file's own rate."""
-    sound.seekable = lambda: (
-        False
-    )  # soundfile seeks after each read, which fails at the end of a streamed FLAC
+    sound.seekable = lambda: False  # soundfile seeks after each read, which fails at the end of a streamed FLAC
     blocks: list[NDArray[np.float32]] = []
     decoded, most = 0, None if max_seconds is None else max_seconds * sound.samplerate
     while len(block := sound.read(max(1, BLOCK_VALUES // sound.channels), dtype="float32", always_2d=True)):
         decoded += len(block)
         if most is not None and decoded > most:
-            raise TooLongError(
-                f"{name}: found more than {max_seconds:g} s, wanted at most {max_seconds:g} s: cut it"
-            )
+            raise TooLongError(f"{name}: found more than {max_seconds:g} s, wanted at most {max_seconds:g} s: cut it")
         with np.errstate(over="ignore"):  # of absurd floats: infinite, and refused as such
             blocks.append(block[:, 0] if sound.channels == 1 else block.mean(axis=1, dtype=np.float32))
-    claimed = [
-        (int(c), int(h)) for c, h in _CUT_OFF.findall(sound.extra_info) if int(h) < int(c) < _STREAMED_BYTES
-    ]
+    claimed = [(int(c), int(h)) for c, h in _CUT_OFF.findall(sound.extra_info) if int(h) < int(c) < _STREAMED_BYTES]
     if claimed:
-        raise ValueError(
-            f"{name}: found {claimed[0][1]} bytes of {claimed[0][0]}, wanted all: the file was cut off"
-        )
+        raise ValueError(f"{name}: found {claimed[0][1]} bytes of {claimed[0][0]}, wanted all: the file was cut off")
     if sound.format in ("FLAC", "MP3") and decoded < sound.frames < _UNKNOWN_FRAMES:
-        raise ValueError(
-            f"{name}: found {decoded} samples of {sound.frames}, wanted all: the file was cut off"
-        )
+        raise ValueError(f"{name}: found {decoded} samples of {sound.frames}, wanted all: the file was cut off")
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
@@ -140,9 +123,7 @@ def resample(wave: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     import torchaudio.functional
 
     given, wanted = simple_ratio(rate, SAMPLE_RATE)
-    resampled: NDArray[np.float32] = torchaudio.functional.resample(
-        torch.from_numpy(wave), given, wanted
-    ).numpy()
+    resampled: NDArray[np.float32] = torchaudio.functional.resample(torch.from_numpy(wave), given, wanted).numpy()
     return resampled
 
 

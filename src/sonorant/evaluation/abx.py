@@ -107,9 +107,7 @@ def triphone_items(file: str, speaker: str, phones: Sequence[Segment]) -> list[I
     ]
 
 
-def frame_span(
-    item: Item, num_frames: int, slicing: Slicing = "fixed", rate: float = FRAME_RATE
-) -> tuple[int, int]:
+def frame_span(item: Item, num_frames: int, slicing: Slicing = "fixed", rate: float = FRAME_RATE) -> tuple[int, int]:
     """First frame of an item and one past its last; frame i is at (i + ½) / `rate` seconds.
 
     "fixed" keeps every frame in the closed interval; "librilight" leaves out the last, as that program does.
@@ -313,9 +311,7 @@ Measure = Callable[[NDArray[Any], NDArray[Any]], Floats]
 _DISTANCES: dict[Distance, Measure] = {"angular": _angular, "identical": _identical}
 
 
-def _align(
-    block: Floats, rows: Indices, columns: Indices, wanted: NDArray[np.bool_], out: NDArray[np.float64]
-) -> None:
+def _align(block: Floats, rows: Indices, columns: Indices, wanted: NDArray[np.bool_], out: NDArray[np.float64]) -> None:
     """DTW cost over path length for each pair of items, from the distances `block` of their frames.
 
     Item i is rows[i]:rows[i + 1] of the block, item j columns[j]:columns[j + 1]; `out` (I, J) is written

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE
+from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, frame_centres
 from sonorant.evaluation.abx import SILENCE, Segment
 from sonorant.evaluation.units import Joint, collapse
 
@@ -33,9 +34,7 @@ class Measure:
 ABX_SLICINGS = {"": "", "_librilight": ", libri-light's slicing"}
 MEASURES: Mapping[str, Sequence[Measure]] = {
     "ABX error of features": [
-        Measure(
-            f"abx_{speaker}_{context}{slicing}", f"{speaker} speakers, {context_name}{slicing_name}", "lower"
-        )
+        Measure(f"abx_{speaker}_{context}{slicing}", f"{speaker} speakers, {context_name}{slicing_name}", "lower")
         for slicing, slicing_name in ABX_SLICINGS.items()
         for context, context_name in {"any": "any context", "in": "in context"}.items()
         for speaker in ("across", "within")
@@ -95,6 +94,8 @@ class Report:
     examples: Sequence[Example] = ()
     corpus: Sequence[Mapping[str, str | int | float]] = ()
     """Rows of the corpus table, all with the same keys."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were left out of the corpus, by reason."""
     durations: Sequence[float] = ()
     """Seconds of each evaluated utterance."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -171,8 +172,7 @@ def _score_tables(systems: Sequence[System]) -> str:
             arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
             shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
             cells = "".join(
-                f'<td class="best">{text}</td>' if key in best else f"<td>{text}</td>"
-                for key, text in shown.items()
+                f'<td class="best">{text}</td>' if key in best else f"<td>{text}</td>" for key, text in shown.items()
             )
             rows.append(f'<tr><th scope="row">{_escape(measure.name)}{arrow}</th>{cells}</tr>')
         rows.append("</tbody>")
@@ -196,9 +196,11 @@ def _corpus(report: Report) -> str:
         for row in report.corpus
     )
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in report.refused.items())
+    table += f'<p class="small">Rows refused: {_escape(reasons or "none")}.</p>'
     if not report.durations:
         return table
-    figure = _figure(4.6, 2.2)
+    figure = _figure(3.8, 2.1)
     axes = figure.add_subplot()
     axes.hist(report.durations, bins=20, color=ACCENT)
     axes.set(xlabel="seconds", ylabel="evaluated utterances")
@@ -254,13 +256,15 @@ def _training(journal: Sequence[Mapping[str, Any]]) -> str:
     images = []
     for panel, series_of in sorted(panels.items(), key=lambda item: item[0] in LAST_CURVES):
         title = panel.replace("_", " ")
-        figure = _figure(4.6, 2.5)
+        if len(series_of) == 1:
+            title += "".join(f", {series}" for series in series_of if series)
+        figure = _figure(3.8, 2.3)
         axes = figure.add_subplot()
-        for (series, (updates, values)), colour in zip(series_of.items(), _repeat(LINES), strict=False):
-            axes.plot(updates, values, color=colour, linewidth=1.6, label=series or title)
+        for (series, (updates, values)), colour in zip(series_of.items(), cycle(LINES), strict=False):
+            axes.plot(updates, values, color=colour, linewidth=1.6, label=series or "total")
         axes.set(xlabel="update", title=title)
         axes.margins(x=0.02)
-        if any(series_of):
+        if len(series_of) > 1:
             axes.legend(frameon=False, fontsize=8)
         images.append(_image(figure, f"Training curve: {title} by update"))
     return f'<div class="panels">{"".join(images)}</div>'
@@ -329,14 +333,10 @@ def _draw_example(example: Example) -> Figure:
     seconds = len(example.wave) / SAMPLE_RATE
     has_phones = example.phones is not None
     figure = _figure(10, 2.2)
-    axes = figure.subplots(
-        3 if has_phones else 2, 1, sharex=True, height_ratios=[3, 1, 1][: 3 if has_phones else 2]
-    )
+    axes = figure.subplots(3 if has_phones else 2, 1, sharex=True, height_ratios=[3, 1, 1][: 3 if has_phones else 2])
     bins = np.array_split(example.wave, min(len(example.wave), 1200))
     times = (np.arange(len(bins)) + 0.5) * seconds / len(bins)
-    axes[0].fill_between(
-        times, [part.min() for part in bins], [part.max() for part in bins], color=MUTED, linewidth=0
-    )
+    axes[0].fill_between(times, [part.min() for part in bins], [part.max() for part in bins], color=MUTED, linewidth=0)
     strips = [("units", _unit_strip(example.units))]
     if example.phones is not None:
         shades = {True: "#ffffff", False: "#e6edf5"}
@@ -361,15 +361,14 @@ def _draw_example(example: Example) -> Figure:
 
 
 def _unit_strip(units: NDArray[np.int64]) -> list[tuple[str, float, float, str]]:
-    """(label, start, end, colour) of each run, a frame drawn as the 20 ms around its centre."""
+    """(label, start, end, colour) of each run, a frame drawn as one step of the grid around its centre."""
     from matplotlib.colors import hsv_to_rgb, to_hex
 
     kept, durations = collapse(units)
-    # A frame's window is 25 ms long and begins every 20 ms: its centre is 12.5 ms after it begins.
-    edges = np.concatenate([[0], np.cumsum(durations)]) * FRAME_SECONDS + 0.0025
+    edges = frame_centres(len(units) + 1)[np.cumsum([0, *durations])] - FRAME_SECONDS / 2
     golden = 0.618034  # successive multiples are spread evenly over the hues
     return [
-        (str(unit), start, end, to_hex(hsv_to_rgb((unit * golden % 1, 0.28 + 0.14 * (unit % 3), 0.93))))
+        (str(unit), start, end, to_hex(hsv_to_rgb((unit * golden % 1, 0.2 + 0.1 * (unit % 3), 0.94))))
         for unit, start, end in zip(kept.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     ]
 
@@ -389,14 +388,7 @@ def _image(figure: Figure, alternative: str) -> str:
 
 def _scrolled(image: str, caption: str) -> str:
     """An image too wide for a phone, in a frame that scrolls sideways."""
-    return (
-        f'<figure><div class="wide drawing">{image}</div><figcaption>{_escape(caption)}</figcaption></figure>'
-    )
-
-
-def _repeat(colours: Sequence[str]) -> Iterable[str]:
-    while True:
-        yield from colours
+    return f'<figure><div class="wide drawing">{image}</div><figcaption>{_escape(caption)}</figcaption></figure>'
 
 
 def _escape(value: object) -> str:

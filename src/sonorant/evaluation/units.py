@@ -26,9 +26,7 @@ class Joint:
         rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for labels, tokens in zip(phones, units, strict=True):
             length = min(len(labels), len(tokens))
-            rows.append(
-                np.array([names.setdefault(label, len(names)) for label in labels[:length]], np.int64)
-            )
+            rows.append(np.array([names.setdefault(label, len(names)) for label in labels[:length]], np.int64))
             columns.append(np.asarray(tokens[:length], np.int64))
         flat = np.concatenate(rows) * num_units + np.concatenate(columns)
         counts = np.bincount(flat, minlength=len(names) * num_units).reshape(len(names), num_units)

@@ -49,7 +49,7 @@ class Codebook:
             ) from None
 
 
-def nearest(frames: Tensor, centroids: Tensor, chunk: int = 16_384) -> Tensor:
+def nearest(frames: Tensor, centroids: Tensor, chunk: int = 4_096) -> Tensor:
     """Index of the centroid nearest by Euclid, as one matrix product a chunk: (T, D), (K, D) to (T,)."""
     half_norms = centroids.square().sum(1).mul(-0.5)
     parts = [torch.addmm(half_norms, part, centroids.T).argmax(1) for part in torch.split(frames, chunk)]

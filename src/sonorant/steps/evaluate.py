@@ -7,9 +7,7 @@ from sonorant.steps.step import In, Metrics, Out, step
 
 
 @step
-def evaluate(
-    config: EvaluateConfig, *, corpus: In, model: In, report: Out, previous: In | None = None
-) -> Metrics:
+def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, previous: In | None = None) -> Metrics:
     """Measure the published model against its baselines.
 
     Writes report.html, metrics.json (system, score, value) and, for DVC's plots, scores.csv (a row for each
@@ -26,8 +24,7 @@ def evaluate(
     everything = read_corpus(corpus)
     training = [utterance for utterance in everything if utterance.split == "train"]
     scored = [
-        score(config, contender, utterances)
-        for contender in contenders(config, model, previous, utterances, training)
+        score(config, contender, utterances) for contender in contenders(config, model, previous, utterances, training)
     ]
     journal = read_journal(model)
     page = describe(config, corpus, model, scored, utterances, everything, journal)

@@ -29,13 +29,14 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     from sonorant.data.corpus import read_corpus
     from sonorant.inference import load_trained
     from sonorant.models.huggingface import save_encoder
+    from sonorant.steps.features import draw_utterances
 
     speech = load_trained(encoder, config.network)
     utterances = read_corpus(corpus)
-    train = draw(utterances, "train", config.max_frames, config.seed)
-    layer, scores = config.layer, {}
+    train = draw_utterances([u for u in utterances if u.split == "train"], config.max_frames, config.seed)
+    layer, scores = config.layer, dict[int, float]()
     if layer is None:
-        layer, scores = choose_layer(config, speech, train, draw(utterances, "dev", SELECTION_FRAMES, config.seed))
+        layer, scores = choose_layer(config, speech, train, [u for u in utterances if u.split == "dev"])
     frames = np.concatenate([states[0] for states in states_of(speech, train, [layer])])
     fit = fit_kmeans(
         frames,
@@ -67,17 +68,6 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     return metrics
 
 
-def draw(utterances: Sequence[Utterance], split: str, max_frames: int, seed: int) -> list[Utterance]:
-    """A seeded draw of a split's utterances that make at most so many frames, at least one, in corpus order."""
-    import numpy as np
-
-    chosen = [u for u in utterances if u.split == split]
-    order = np.random.default_rng(seed).permutation(len(chosen))
-    totals = np.cumsum([chosen[row].num_frames for row in order])
-    kept = sorted(order[: max(1, int((totals <= max_frames).sum()))])
-    return [chosen[row] for row in kept]
-
-
 def states_of(speech: Speech, utterances: Sequence[Utterance], layers: Sequence[int]) -> Iterator[list[Any]]:
     """The frames of some layers, utterance by utterance, a few in memory at a time."""
     for start in range(0, len(utterances), 16):
@@ -97,6 +87,7 @@ def choose_layer(
     from sonorant.clustering import fit_kmeans
     from sonorant.data.frames import frame_labels
     from sonorant.evaluation.units import Joint
+    from sonorant.steps.features import draw_utterances
 
     labelled = [u for u in dev if u.phones is not None]
     if not labelled:
@@ -104,8 +95,8 @@ def choose_layer(
         print(f"publish: dev has no phones: layer {layer} of {speech.num_layers} is taken unmeasured", flush=True)
         return layer, {}
     layers = range(1, speech.num_layers + 1)
-    sample = draw(train, "train", SELECTION_FRAMES, config.seed)
-    fitted = list(states_of(speech, sample, layers))
+    labelled = draw_utterances(labelled, SELECTION_FRAMES, config.seed)
+    fitted = list(states_of(speech, draw_utterances(train, SELECTION_FRAMES, config.seed), layers))
     measured = list(states_of(speech, labelled, layers))
     phones = [frame_labels(u.phones or (), u.num_frames) for u in labelled]
     scores = {}

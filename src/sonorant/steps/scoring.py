@@ -100,9 +100,7 @@ def published(key: str, name: str, speech: Speech, utterances: Sequence[Utteranc
     return contender(key, name, detail, features, speech.codebook)
 
 
-def contender(
-    key: str, name: str, detail: str, features: Mapping[str, Frames], codebook: Codebook
-) -> Contender:
+def contender(key: str, name: str, detail: str, features: Mapping[str, Frames], codebook: Codebook) -> Contender:
     """A contender whose units are its features' nearest centroids."""
     units = {utterance: codebook.assign(frames) for utterance, frames in features.items()}
     return Contender(key, name, detail, features, units, codebook.num_units)

@@ -48,6 +48,7 @@ def describe(
         joint=scored[0].joint,
         examples=draw_examples(config, utterances, speech),
         corpus=count_speech(everything),
+        refused=json.loads((corpus / "stats.json").read_text())["refused"]["reasons"],
         durations=[utterance.seconds for utterance in utterances],
         provenance=speech.about,
     )
@@ -63,9 +64,7 @@ def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utte
             "Evaluate a source with phone times to have them."
         )
     elif num_aligned < len(utterances):
-        notes.append(
-            f"Phone scores are of the {num_aligned} utterances of {len(utterances)} that have phones."
-        )
+        notes.append(f"Phone scores are of the {num_aligned} utterances of {len(utterances)} that have phones.")
     missing = [name for name in scored[0].missing if name not in scored[0].system.scores]
     if missing:
         names = {measure.key: measure.name for group in MEASURES.values() for measure in group}

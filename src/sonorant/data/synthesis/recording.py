@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sonorant.config import Split
 from sonorant.data.frames import SAMPLE_RATE
-from sonorant.data.voices import Span, Spoken
+from sonorant.data.synthesis.voices import Span, Spoken
 
 
 @dataclass(frozen=True)

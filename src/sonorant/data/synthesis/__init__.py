@@ -27,9 +27,9 @@ import numpy as np
 from sonorant.config import Split, SyntheticSource
 from sonorant.data.corpus import Row, Segment
 from sonorant.data.frames import SAMPLE_RATE
-from sonorant.data.recording import Speaker, record
-from sonorant.data.scenes import Scene, draw_image, draw_scenes
-from sonorant.data.voices import NUM_VOICES, EngineName, Spoken, is_espeak_installed, open_engine
+from sonorant.data.synthesis.recording import Speaker, record
+from sonorant.data.synthesis.scenes import Scene, draw_image, draw_scenes
+from sonorant.data.synthesis.voices import NUM_VOICES, EngineName, Spoken, is_espeak_installed, open_engine
 
 SHARD_UTTERANCES = 32
 RECORD = "shard.json"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.data.voices import LEXICON, NUM_VOICES, STOPS, VOICE_RATE, VOWELS, Span, Spoken
+from sonorant.data.synthesis.voices import LEXICON, NUM_VOICES, STOPS, VOICE_RATE, VOWELS, Span, Spoken
 
 # Voices without echo (it fills the closures), whisper, or robot effects; of near copies one.
 VARIANTS = (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.data.voices import LEXICON, NUM_VOICES, VOICE_RATE, Span, Spoken
+from sonorant.data.synthesis.voices import LEXICON, NUM_VOICES, VOICE_RATE, Span, Spoken
 
 BLOCK = 220  # samples, 10 ms: the grid of the tones; phones begin and end on it
 MURMUR = (200, 1000, 2300)  # Hz, formants behind a closed mouth

@@ -65,11 +65,11 @@ def is_espeak_installed() -> bool:
 def open_engine(name: EngineName, seed: int) -> Iterator[Engine]:
     """The engine, seeded: the same seed and then the same calls give the same samples."""
     if name == "tones":
-        from sonorant.data.tones import ToneEngine
+        from sonorant.data.synthesis.tones import ToneEngine
 
         yield ToneEngine(seed)
     else:
-        from sonorant.data.espeak import open_espeak
+        from sonorant.data.synthesis.espeak import open_espeak
 
         with open_espeak(seed) as engine:
             yield engine
