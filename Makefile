@@ -8,14 +8,23 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export SONORANT_RUNS := $(CURDIR)/runs
 
-.PHONY: demo test test-all check serve lock clean
+.PHONY: demo speech test test-all check serve lock clean
 
 demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evaluation report
-	@test -d .dvc || { echo "== dvc init"; dvc init -q $$(git rev-parse --git-dir >/dev/null 2>&1 || echo --no-scm); }
 	@echo "== dvc repro: prepare, cluster, pretrain, publish, evaluate (params.yaml)"
 	dvc repro
 	dvc metrics show
 	@echo "report: $(CURDIR)/artifacts/report/report.html"
+
+S := artifacts/speech
+C := --config recipes/speech.yaml
+speech: $(INSTALLED) ## the same steps on recorded speech: ../shared/data, 40 training speakers, about 45 minutes
+	sonorant prepare $C --corpus $S/corpus
+	sonorant cluster $C --corpus $S/corpus --units $S/units
+	sonorant pretrain $C --corpus $S/corpus --units $S/units --encoder $S/encoder
+	sonorant publish $C --corpus $S/corpus --encoder $S/encoder --model $S/model
+	sonorant evaluate $C --corpus $S/corpus --model $S/model --report $S/report-speechocean
+	sonorant evaluate $C --set evaluate.source=timit_sample --corpus $S/corpus --model $S/model --report $S/report-timit
 
 test: $(INSTALLED) ## lint, types and every test that is not marked slow
 	@echo "== ruff, mypy"
@@ -33,7 +42,7 @@ check: $(INSTALLED) ## lint and types alone
 
 serve: $(INSTALLED) ## answer on http://127.0.0.1:8000 with the model that `make demo` published
 	@test -f artifacts/model/artifact.json || { echo "artifacts/model: found no model, wanted one: run make demo first" >&2; exit 1; }
-	python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
+	OMP_NUM_THREADS=1 python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== virtual environment and packages, pinned by constraints.txt (about three minutes the first time)"

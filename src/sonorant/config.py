@@ -125,9 +125,11 @@ class ClusterConfig(Section):
         None, ge=0, description="None: 39-dim MFCC; else that layer of the given encoder"
     )
     num_units: int = Field(100, ge=2, le=32_767)
-    normalise: Literal["none", "corpus", "utterance"] = Field(
-        "none", description="per dimension: not at all, over the training frames, or within each utterance"
+    normalise: Literal["none", "corpus", "utterance", "utterance_mean"] = Field(
+        "none",
+        description="per dimension: not at all, over the training frames, within each utterance, or its mean alone",
     )
+    context_frames: int = Field(0, ge=0, le=10, description="neighbours on each side that a frame is clustered with")
     max_frames: int = Field(
         2_000_000, ge=1, description="training frames k-means is fitted on, drawn by utterance"
     )

@@ -117,6 +117,20 @@ def test_only_training_frames_are_fitted_and_no_more_than_asked_for(corpus: Path
     assert len(UnitStore(tmp_path / "units")) == 37
 
 
+def test_frames_are_clustered_with_their_neighbours(corpus: Path, tmp_path: Path) -> None:
+    config = {"num_units": 8, "normalise": "utterance_mean", "context_frames": 2}
+    cluster(config, corpus=corpus, units=tmp_path / "units")
+    store = UnitStore(tmp_path / "units")
+    codebook = Codebook.load(tmp_path / "units" / "codebook.safetensors")
+    utterance = read_corpus(corpus, split="test")[0]
+    frames = mfcc(utterance.wave())
+    frames = (frames - frames.mean(0, dtype=np.float64)).astype(np.float32)
+    last = len(frames) - 1
+    for t in (0, 1, 7, last):
+        window = np.concatenate([frames[min(max(t + shift, 0), last)] for shift in (-2, -1, 0, 1, 2)])
+        assert store[utterance.id][t] == codebook.assign(window[None])[0]
+
+
 @pytest.mark.parametrize("normalise", ["corpus", "utterance"])
 def test_normalised_frames(corpus: Path, tmp_path: Path, normalise: str) -> None:
     metrics = cluster({"num_units": 8, "normalise": normalise}, corpus=corpus, units=tmp_path / "units")

@@ -40,7 +40,7 @@ def cluster(config: ClusterConfig, *, corpus: In, units: Out, scratch: Scratch, 
     drawn = draw_utterances(training, config.max_frames, config.seed)
 
     with shown_progress("cluster: features", "seconds of audio") as report:
-        width = NUM_DIMS if speech is None else speech.dim
+        width = (NUM_DIMS if speech is None else speech.dim) * (2 * config.context_frames + 1)
         path = scratch / "features.f32"
         frames = grow_rows(path, split_shards(drawn), features, width, np.float32, report)
     codebook, inertia = fit_once(frames, config, scratch)
@@ -62,6 +62,7 @@ def cluster(config: ClusterConfig, *, corpus: In, units: Out, scratch: Scratch, 
         config.num_units,
         layer=config.layer,
         normalise=config.normalise,
+        context_frames=config.context_frames,
     )
     codebook.save(units / "codebook.safetensors")
     counts = np.zeros(config.num_units, np.int64)

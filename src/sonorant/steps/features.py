@@ -40,7 +40,8 @@ class Embeds(Protocol):
 def frame_features(config: ClusterConfig, encoder: Embeds | None) -> FrameFeatures:
     """What clusters are made of: MFCC where config.layer is None, else that layer of `encoder`.
 
-    With config.normalise `utterance`, every utterance's dimensions have mean 0 and variance 1.
+    With config.normalise `utterance`, every utterance's dimensions have mean 0 and variance 1, with `utterance_mean`
+    mean 0. Then every frame is joined by its `context_frames` neighbours on each side.
     Raises ValueError where there is a layer without an encoder or the other way round, and, when run, where
     an utterance's audio has not the frames that its cut promises, or they are not finite.
     """
@@ -69,9 +70,22 @@ def frame_features(config: ClusterConfig, encoder: Embeds | None) -> FrameFeatur
                     f"utterance {utterance.id}: found features that are not finite, wanted finite numbers: "
                     "check its audio and the encoder"
                 )
-            yield standardise_frames(frames) if config.normalise == "utterance" else frames
+            yield join_neighbours(NORMALISATIONS[config.normalise](frames), config.context_frames)
 
     return features
+
+
+def join_neighbours(frames: Frames, count: int) -> Frames:
+    """(T, D) to (T, (2 count + 1) D): each frame between its neighbours, the ends repeated."""
+    if not count or not len(frames):
+        return frames
+    padded = np.pad(frames, ((count, count), (0, 0)), "edge")
+    return np.concatenate([padded[shift : shift + len(frames)] for shift in range(2 * count + 1)], axis=1)
+
+
+def centre_frames(frames: Frames) -> Frames:
+    """(T, D) with mean 0 in every dimension."""
+    return (frames - frames.mean(0, dtype=np.float64)).astype(np.float32) if len(frames) else frames
 
 
 def mfcc_of(utterances: Sequence[Utterance], num_threads: int) -> Iterator[Frames]:
@@ -101,6 +115,14 @@ def standardise_frames(frames: Frames) -> Frames:
     centred = frames - frames.mean(0, dtype=np.float64)
     standardised: Frames = (centred / np.sqrt(np.square(centred).mean(0) + 1e-5)).astype(np.float32)
     return standardised
+
+
+NORMALISATIONS: dict[str, Callable[[Frames], Frames]] = {
+    "none": lambda frames: frames,
+    "corpus": lambda frames: frames,  # the codebook scales them
+    "utterance": standardise_frames,
+    "utterance_mean": centre_frames,
+}
 
 
 def draw_utterances(utterances: Sequence[Utterance], max_frames: int, seed: int) -> list[Utterance]:
