@@ -1,5 +1,6 @@
 # Everything a newcomer needs. Settings: PYTHON (3.11 or newer), THREADS (default: one per core).
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -46,6 +47,7 @@ serve: $(INSTALLED) ## answer on http://127.0.0.1:8000 with the model that `make
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== virtual environment and packages, pinned by constraints.txt (about three minutes the first time)"
+	@test -n "$(PYTHON)" || { echo "python: found none of version 3.11 or newer, wanted one: install it or set PYTHON" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from sonorant.data.frames import SAMPLE_RATE
@@ -48,6 +47,8 @@ def read_wave(file: Path | BinaryIO, max_seconds: float | None = None) -> NDArra
     that speech is recorded with.
     Raises ValueError where the file cannot be decoded or is cut off, TooLongError beyond `max_seconds`.
     """
+    import soundfile  # here, for the training engine is used on machines that have it not
+
     name = str(file) if isinstance(file, Path) else "audio"
     try:
         with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:

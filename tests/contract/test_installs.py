@@ -1,0 +1,62 @@
+"""What each install may need: importing with everything else made impossible to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+TRAINING = ["faiss", "lhotse", "matplotlib", "numba", "PIL", "rich", "scipy", "typer", "yaml", "dvc", "minio"]
+OTHERS = ["fastapi", "kfp", "kubernetes", "prometheus_client", "espeakng_loader", "sklearn", "transformers"]
+GPU_MACHINE_LACKS = [*TRAINING, "soundfile", "torchaudio", "fastapi", "kfp", "kubernetes", "prometheus_client"]
+BLOCK = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run_without(absent: list[str], source: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCK.replace("{absent}", repr(set(absent))) + source]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_base_install_is_enough_for_inference() -> None:
+    source = """
+from pathlib import Path
+import tempfile
+import numpy as np
+import soundfile
+from sonorant.config import EncoderConfig
+from sonorant.inference import load, read_wave
+from sonorant.models.codebook import Codebook
+from sonorant.models.encoder import Encoder
+from sonorant.models.huggingface import save_encoder
+folder = Path(tempfile.mkdtemp())
+config = EncoderConfig(stem_channels=8, dim=16, num_layers=1, num_heads=1, ffn_dim=16, position_groups=4)
+save_encoder(Encoder(config), folder, layer=1)
+Codebook(np.eye(4, 16, dtype=np.float32), np.zeros(16, np.float32), np.ones(16, np.float32)).save(
+    folder / "codebook.safetensors"
+)
+rng = np.random.default_rng(0)
+soundfile.write(folder / "a.wav", rng.uniform(-0.5, 0.5, 44_100), 44_100)
+[units] = load(folder).units([read_wave(folder / "a.wav")])
+print(len(units))
+"""
+    answer = run_without([*TRAINING, *OTHERS], source)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "49"
+
+
+@pytest.mark.parametrize("module", ["sonorant.models.encoder", "sonorant.tasks", "sonorant.training.engine"])
+def test_the_engine_imports_on_a_bare_gpu_machine(module: str) -> None:
+    answer = run_without(GPU_MACHINE_LACKS, f"import {module}")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_absent_are_absent() -> None:
+    assert run_without(["soundfile"], "import soundfile").returncode != 0
