@@ -1,4 +1,5 @@
-# Everything a newcomer needs. Settings: PYTHON (3.11 or newer), THREADS (default: one per core).
+# Everything a newcomer needs. Settings: PYTHON (3.11 or newer), OMP_NUM_THREADS (1: the same bits whatever the number
+# of cores, and no collapse where threads outnumber free cores; raise it on a larger idle machine).
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
   $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
@@ -7,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := train,serve,pipelines,synthesis,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+export OMP_NUM_THREADS ?= 1
 export SONORANT_RUNS := $(CURDIR)/runs
 
 .PHONY: demo speech test test-all check serve lock clean
@@ -18,7 +20,7 @@ demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evalu
 	@echo "report: $(CURDIR)/artifacts/report/report.html"
 
 S := artifacts/speech
-C := --config recipes/speech.yaml
+C := --config recipes/runs/speech.yaml
 speech: $(INSTALLED) ## the same steps on recorded speech: ../shared/data, 40 training speakers, about 45 minutes
 	sonorant prepare $C --corpus $S/corpus
 	sonorant cluster $C --corpus $S/corpus --units $S/units
@@ -32,10 +34,10 @@ test: $(INSTALLED) ## lint, types and every test that is not marked slow
 	ruff check .
 	mypy
 	@echo "== pytest"
-	OMP_NUM_THREADS=1 pytest -m "not slow"
+	pytest -m "not slow"
 
 test-all: $(INSTALLED) ## the slow tests too
-	OMP_NUM_THREADS=1 pytest
+	pytest
 
 check: $(INSTALLED) ## lint and types alone
 	ruff check .
@@ -43,7 +45,7 @@ check: $(INSTALLED) ## lint and types alone
 
 serve: $(INSTALLED) ## answer on http://127.0.0.1:8000 with the model that `make demo` published
 	@test -f artifacts/model/artifact.json || { echo "artifacts/model: found no model, wanted one: run make demo first" >&2; exit 1; }
-	OMP_NUM_THREADS=1 python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
+	python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== virtual environment and packages, pinned by constraints.txt (about three minutes the first time)"

@@ -12,7 +12,7 @@ from kfp import compiler, local
 
 from pipelines.submission import submit_run
 from pipelines.train import train
-from sonorant.config import check_params, read_params
+from sonorant.params import check_params, read_params
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Config = Annotated[list[Path], typer.Option(help="YAML with a section per step; repeat to override")]

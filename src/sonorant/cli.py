@@ -14,7 +14,8 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from sonorant.config import SECTIONS, read_params
+from sonorant.config import SECTIONS
+from sonorant.params import read_params
 from sonorant.steps.step import Step, scratch_root
 
 

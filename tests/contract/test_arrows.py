@@ -32,14 +32,15 @@ ARROWS = {
     "clustering": {"models", "data", "config"},
     "inference": {"config", "data.audio", "data.frames", "models"},
     "evaluation": {"data.frames"},
-    "steps": LIBRARY,
-    "cli": {"steps", "config"},
+    "steps": LIBRARY | {"params"},
+    "params": {"config"},
+    "cli": {"steps", "config", "params"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""
 OUTSIDE = {
     "components": {"sonorant.steps"},
-    "pipelines": {"components", "sonorant.config"},
+    "pipelines": {"components", "sonorant.config", "sonorant.params"},
     "serving": {"sonorant.inference"},
 }
 """Folders that run from the checkout, and what of ours they may import beside themselves."""

@@ -13,7 +13,8 @@ from kfp import compiler
 import components
 from components.image import IMAGE
 from pipelines.train import train
-from sonorant.config import SECTIONS, parse_section, read_params
+from sonorant.config import SECTIONS
+from sonorant.params import parse_section, read_params
 from sonorant.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]

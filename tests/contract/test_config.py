@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sonorant.config import SECTIONS, Section, check_params, parse_section, read_params
+from sonorant.config import SECTIONS, Section
+from sonorant.params import check_params, parse_section, read_params
 from sonorant.steps import STEPS
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

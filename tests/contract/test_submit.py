@@ -18,7 +18,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.submission import submit_run
-from sonorant.config import read_params
+from sonorant.params import read_params
 from sonorant.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]

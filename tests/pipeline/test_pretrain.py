@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from transformers import AutoModel
 
+from sonorant.data.corpus import read_corpus
 from sonorant.data.units import UnitStore
 from sonorant.inference import load_trained
 from sonorant.models.huggingface import load_encoder
@@ -53,7 +53,7 @@ def journal_of(encoder: Path) -> list[dict[str, float]]:
 def command(folder: Path, values: dict[str, Any], tone_corpus: dict[str, Path], ranks: int = 1) -> list[str]:
     """The step as a command line that writes folder/encoder."""
     (folder / "params.yaml").write_text(yaml.safe_dump({"pretrain": values}))
-    torchrun = ["torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0", "-m"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     start = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "sonorant", "pretrain"]
     paths = [*tone_corpus.items(), ("encoder", folder / "encoder")]
     return [*start, "--config", str(folder / "params.yaml"), *(w for n, p in paths for w in (f"--{n}", str(p)))]
@@ -69,18 +69,13 @@ def test_it_beats_chance_at_what_it_cannot_see(tone_corpus: dict[str, Path], tmp
     )  # fmt: skip
     metrics = pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
     store = UnitStore(tone_corpus["units"])
-    counts = np.bincount(np.concatenate([store[name] for name in json.loads((store_ids(tone_corpus)).read_text())]))
-    # Saying the commonest unit always is right for a third of the frames; a tone's neighbours say two thirds.
-    assert counts.max() / counts.sum() < 0.35
-    assert metrics["units/accuracy"] > 0.5
+    spoken = [store[utterance.id] for utterance in read_corpus(tone_corpus["corpus"], split="train")]
+    counts = np.bincount(np.concatenate(spoken))
+    # Always to say the commonest unit is right for 37 % of the frames; what surrounds a masked frame tells 67 %.
+    assert metrics["units/accuracy"] > 1.5 * counts.max() / counts.sum()
     curve = journal_of(tmp_path / "encoder")
     assert [entry["update"] for entry in curve] == [20, 40, 60]
     assert metrics == {k: v for k, v in curve[-1].items() if k not in ("update", "learning_rate")}
-
-
-def store_ids(tone_corpus: dict[str, Path]) -> Path:
-    """The file that lists the utterances with labels."""
-    return tone_corpus["units"] / "ids.json"
 
 
 def test_phases_switch_the_weights(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
@@ -254,25 +249,16 @@ def test_a_full_disk_is_one_line(full: str, tone_corpus: dict[str, Path], tmp_pa
 
 
 def losses_of(encoder: Path) -> list[dict[str, float]]:
-    """The curve without what depends on how many masked frames a rank has."""
+    """The curve without the spreads, which are taken over the frames of one part at a time."""
     return [{k: v for k, v in e.items() if not k.endswith("_std")} for e in journal_of(encoder)]
 
 
 def assert_same_curve(found: Path, wanted: Path) -> None:
-    """One loss curve, but for rounding.
-
-    Gradients are summed in another order (7 digits), and AdamW divides by their size, so a parameter whose gradient is
-    almost nothing may take a step of another sign: over six updates that was measured to change a loss by 1e-6.
-    """
+    """One loss curve, but for rounding: sums over parts are made in another order, measured to matter by 1e-7."""
     one, two = losses_of(found), losses_of(wanted)
-    assert len(one) == len(two) >= 6
+    assert [entry["update"] for entry in one] == [entry["update"] for entry in two] == [2, 4, 5, 6, 8]
     for entry, other in zip(one, two, strict=True):
-        assert entry == pytest.approx(other, rel=1e-4)
-
-
-MANY = {"num_updates": 8, "checkpoint_every": 3, "log_every": 2}
-"""Checkpoints between log entries and a phase that ends between both: sums of all ranks must still meet."""
-PHASES = [{"share": 0.5, "weights": {"units": 1.0}}, {"share": 0.5, "weights": {"teacher": 1.0}}]
+        assert entry == pytest.approx(other, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +270,7 @@ def one_rank(tone_corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def many_values(**batching: Any) -> dict[str, Any]:
-    """Eight updates, the tasks one after the other and then together."""
+    """The tasks one after the other and then together; checkpoints fall between log entries."""
     phases = [
         {"share": 0.5, "weights": {"units": 1.0}},
         {"share": 0.125, "weights": {"teacher": 1.0}},
@@ -321,7 +307,8 @@ def test_two_ranks_are_one_process_with_the_double_batch(
 
 def test_what_is_not_finite_is_named_with_its_update(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
     values = pretrain_values(optim={"learning_rate": 1e30, "warmup_share": 0.0})
-    with pytest.raises(ValueError, match=r"pretrain: found (loss|the gradient of \S+).* not finite at update 2,") as caught:
+    wanted = r"pretrain: found (loss|the gradient of \S+).* not finite at update 2, wanted numbers: lower"
+    with pytest.raises(ValueError, match=wanted) as caught:
         pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "encoder").exists()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sonorant.config import PretrainConfig, parse_section
+from sonorant.config import PretrainConfig
+from sonorant.params import parse_section
 from sonorant.steps import STEPS
 from tests.tiny import pretrain_values
 

@@ -18,7 +18,8 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     from sonorant.data.corpus import read_corpus
     from sonorant.evaluation.report import render
     from sonorant.steps.scoring import contenders, score
-    from sonorant.steps.summary import describe, print_table, read_journal, write_csv
+    from sonorant.steps.summary import describe, print_table, write_csv
+    from sonorant.training.journal import read_journal
 
     utterances = read_corpus(corpus, config.split, config.source)
     everything = read_corpus(corpus)
@@ -26,7 +27,7 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     scored = [
         score(config, contender, utterances) for contender in contenders(config, model, previous, utterances, training)
     ]
-    journal = read_journal(model)
+    journal = read_journal(model / "journal.jsonl")
     page = describe(config, corpus, model, scored, utterances, everything, journal)
     (report / "report.html").write_text(render(page))
     metrics = {system.key: dict(system.scores) for system in page.systems}

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sonorant import __version__
-from sonorant.config import Section, parse_section
+from sonorant.config import Section
+from sonorant.params import parse_section
 
 Role = Literal["in", "out", "scratch"]
 In = Annotated[Path, "in"]

@@ -136,12 +136,6 @@ def print_table(page: Report, report: Path) -> None:
     console.print(f"report: {final_place(report) / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def read_journal(model: Path) -> list[dict[str, Any]]:
-    """The training journal that the model came with; empty where it came with none."""
-    path = model / "journal.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of numbers under the union of their keys; a key that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))

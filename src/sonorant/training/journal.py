@@ -13,7 +13,7 @@ class Journal:
     def __init__(self, path: Path, after: int = 0) -> None:
         """Open it and forget what was written beyond update `after`: those updates will be done again."""
         self.path = path
-        kept = [entry for entry in read_journal(path) if entry["update"] <= after] if path.exists() else []
+        kept = [entry for entry in read_journal(path) if entry["update"] <= after]
         staged = path.with_name(f".{path.name}.partial")
         staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         staged.replace(path)
@@ -25,9 +25,9 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All whole entries; a last line cut off by a kill is left out."""
+    """All whole entries, none where there is no file; a last line cut off by a kill is left out."""
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
