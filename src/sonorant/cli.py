@@ -92,7 +92,9 @@ def run(
     except KeyboardInterrupt:
         fail(step.name, f"interrupted; {kept}; run the same command again to go on", 130)
     for name, value in metrics.items():
-        print(f"{step.name}  {name}  {value:.6g}")
+        # `evaluate` has shown its own table: its metrics are named system.score.
+        if "." not in name:
+            print(f"{step.name}  {name}  {value:.6g}")
 
 
 def fail(step: str, message: str, code: int = 1) -> NoReturn:

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonorant.config import BatchingConfig, MaskingConfig
+from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig
 from sonorant.data.audio import standardise
 from sonorant.data.batching import Batch, Cursor, Loader, split_evenly
 from sonorant.data.corpus import Utterance
 from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, num_frames, num_samples
 from sonorant.data.units import UnitStore, write_units
-from tests.tiny import noise
+from tests.tiny import alone, noise
 
 STRIDE = 1000
 """The label of frame t of utterance u is 1000 u + t, so a label tells where it comes from."""
@@ -91,6 +91,27 @@ def test_ranks_and_micro_batches_share_one_order(
         assert all(len(share) == micro_batches for share, _ in shares)
         assert sorted(items(batches)) == sorted(item for share, _ in shares for item in items(share))
         assert {cursor for _, cursor in shares} == {after}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_hear_the_same_perturbed_speech(utterances: list[Utterance], units: UnitStore, ranks: int) -> None:
+    config = PerturbationConfig(max_warp=0.2, max_tilt=0.5, noise_share=0.7)
+
+    def heard(rank: int, num_ranks: int) -> list[list[tuple[bytes, bytes]]]:
+        share = Loader(
+            utterances, units, BatchingConfig(batch_seconds=8.0, crop_seconds=1.0), MaskingConfig(), 3, rank, num_ranks,
+            perturbation=config,
+        )  # fmt: skip
+        found = []
+        for batches, _ in take(share, 3):
+            parts = [part for batch in batches for part in alone(batch)]
+            assert all(part.units is not None and len(part.units) == len(part.mask) for part in parts)
+            found.append([(p.waves.numpy().tobytes(), p.units.numpy().tobytes()) for p in parts if p.units is not None])
+        return found
+
+    shares = [heard(rank, ranks) for rank in range(ranks)]
+    for whole, *parts in zip(heard(0, 1), *shares, strict=True):
+        assert sorted(whole) == sorted(item for part in parts for item in part)
 
 
 def test_every_utterance_once_an_epoch_in_a_new_order(utterances: list[Utterance]) -> None:

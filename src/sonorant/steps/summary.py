@@ -110,11 +110,10 @@ def count_speech(everything: Sequence[Utterance]) -> list[dict[str, str | int | 
 
 
 def print_table(page: Report, report: Path) -> None:
-    """The scores and the page's path on the terminal."""
+    """The scores and the page's path, on the terminal and in table.txt."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=sys.stdout)
     table = Table(title=page.title, title_justify="left", title_style="bold")
     table.add_column("")
     for system in page.systems:
@@ -130,10 +129,12 @@ def print_table(page: Report, report: Path) -> None:
             cells = [f"[bold]{text}" if key in best else text for key, text in shown.items()]
             arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
             table.add_row(measure.name + arrow, *cells)
-    console.print(table)
-    for note in page.notes:
-        console.print(note, markup=False)
-    console.print(f"report: {final_place(report) / 'report.html'}", markup=False, soft_wrap=True)
+    with (report / "table.txt").open("w") as file:
+        for console in (Console(file=sys.stdout), Console(file=file, width=100)):
+            console.print(table)
+            for note in page.notes:
+                console.print(note, markup=False)
+    print(f"report: {final_place(report) / 'report.html'}")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
