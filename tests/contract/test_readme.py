@@ -1,0 +1,54 @@
+"""What README tells a newcomer to type exists: targets, steps and their flags, files, routes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sonorant.params import check_params, read_params
+from sonorant.steps import STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+STEP_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
+CURL_LINES = [line for line in LINES if line.startswith("curl")]
+
+
+def test_there_are_commands_to_hold_it_to() -> None:
+    assert len(STEP_LINES) >= len(STEPS)
+    assert CURL_LINES
+
+
+@pytest.mark.parametrize("line", STEP_LINES)
+def test_a_step_takes_these_flags(line: str) -> None:
+    words = shlex.split(line.split("sonorant ", 1)[1], comments=True)
+    step = STEPS[words[0]]
+    flags = list(zip(words[1::2], words[2::2], strict=True))
+    paths = {flag.removeprefix("--") for flag, _ in flags if flag not in ("--config", "--set")}
+    assert {*step.inputs, *step.outputs} - step.optional <= paths <= {*step.inputs, *step.outputs}
+    configs = [ROOT / value for flag, value in flags if flag == "--config"]
+    check_params(read_params(configs, [value for flag, value in flags if flag == "--set"]))
+
+
+@pytest.mark.parametrize("target", sorted({m for line in LINES for m in re.findall(r"^make ([a-z-]+)", line)}))
+def test_make_has_this_target(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", CURL_LINES)
+def test_the_server_has_this_route(line: str) -> None:
+    routes = json.loads((ROOT / "tests" / "serving" / "openapi.json").read_text())["paths"]
+    match = re.search(r"127\.0\.0\.1:8000(/[^\s?']*)", line)
+    assert match
+    assert match[1] in routes
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:recipes|src|serving|tests)/[\w./-]+)`", README))))
+def test_this_file_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
