@@ -211,6 +211,12 @@ class PerturbationConfig(Section):
     min_snr_db: float = 0.0
     max_snr_db: float = 30.0
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min_snr_db > self.max_snr_db:
+            raise ValueError(f"min_snr_db {self.min_snr_db:g} exceeds max_snr_db {self.max_snr_db:g}: swap them")
+        return self
+
 
 class TeacherConfig(Section):
     """The EMA copy of the encoder that makes online targets."""
@@ -279,7 +285,7 @@ class BatchingConfig(Section):
 
 
 class GuardConfig(Section):
-    """When training is stopped because it has failed (pretraining.md §2.3)."""
+    """When training is stopped because it has failed (pretraining.md §2.3). Spreads are those of one micro-batch."""
 
     after_updates: int = Field(5_000, ge=0)
     min_target_std: float = Field(0.1, ge=0)
@@ -331,7 +337,10 @@ class PublishConfig(Section):
     )
     network: Literal["student", "teacher"] = "student"
     num_units: int = Field(100, ge=2, le=32_767)
-    normalise: Literal["none", "corpus"] = "corpus"
+    normalise: Literal["none", "corpus", "utterance_mean"] = Field(
+        "utterance_mean",
+        description="per dimension: not at all, over the training frames, or each utterance's mean taken away",
+    )
     max_frames: int = Field(1_000_000, ge=1)
     num_restarts: int = Field(3, ge=1)
     licence: str = Field(

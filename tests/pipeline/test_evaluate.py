@@ -77,7 +77,7 @@ def evaluated(corpus: Path, model: Path) -> tuple[Path, dict[str, float]]:
 def test_all_systems_have_all_scores(evaluated: tuple[Path, dict[str, float]]) -> None:
     report, metrics = evaluated
     written = json.loads((report / "metrics.json").read_text())
-    assert list(written) == ["model", "mfcc", "untrained", "previous"]
+    assert list(written) == ["model", "mfcc", "mfcc_centred", "untrained", "previous"]
     assert {
         f"{system}.{name}": value for system, scores in written.items() for name, value in scores.items()
     } == metrics
@@ -104,7 +104,7 @@ def test_the_page_is_whole_and_loads_nothing(evaluated: tuple[Path, dict[str, fl
     assert page.count("<figure>") == 1 + 2  # the heat map and two utterances
     assert "synthetic: absolute scores on it say little" in page
     assert "made by the test with seed 1" in page
-    for name in ("this model", "MFCC", "untrained", "previous model"):
+    for name in ("this model", "MFCC", "MFCC, centred", "untrained", "previous model"):
         assert f">{name}</th>" in page
 
 
@@ -112,7 +112,7 @@ def test_tables_for_dvc(evaluated: tuple[Path, dict[str, float]]) -> None:
     report, metrics = evaluated
     with (report / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["system"] for row in rows] == ["model", "mfcc", "untrained", "previous"]
+    assert [row["system"] for row in rows] == ["model", "mfcc", "mfcc_centred", "untrained", "previous"]
     assert float(rows[1]["pnmi"]) == metrics["mfcc.pnmi"]
     with (report / "training.csv").open() as file:
         assert [float(row["loss"]) for row in csv.DictReader(file)] == [5.0, 2.5, 5 / 3]

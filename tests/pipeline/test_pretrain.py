@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +160,13 @@ def test_the_journal_holds_no_time(undisturbed: Path) -> None:
 # --------------------------------------------------------------------------------------------- interruptions
 
 
-@pytest.fixture
-def started(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
-    """The long run as a process that has written its second checkpoint."""
-    process = subprocess.Popen(
-        command(tmp_path, long_values(), tone_corpus), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextmanager
+def begun(words: list[str], runs: Path, update: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that has written the checkpoint of that update."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 200
-        while not list(runs.glob("*/checkpoint-00000010")):
+        while not list(runs.glob(f"*/checkpoint-{update:08d}")):
             assert process.poll() is None, process.stderr.read() if process.stderr else ""
             assert time.monotonic() < deadline
             time.sleep(0.002)
@@ -175,6 +174,13 @@ def started(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> Iterato
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def started(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """The long run as a process that has written its second checkpoint."""
+    with begun(command(tmp_path, long_values(), tone_corpus), runs, update=10) as process:
+        yield process
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -300,6 +306,24 @@ def test_two_ranks_are_one_process_with_the_double_batch(
     # Only the first rank speaks.
     assert answer.stderr.count("pretrain: 8/8 ") == 1
     assert answer.stdout.count("pretrain  loss ") == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_one_goes_on(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> None:
+    # A checkpoint after every update, none of them logged: whenever the stop comes, the ranks' sums must meet.
+    values = pretrain_values(num_updates=LONG, checkpoint_every=1, log_every=1000, optim={"learning_rate": 1e-4})
+    with begun(command(tmp_path, values, tone_corpus, ranks=2), runs, update=5) as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    (run,) = runs.iterdir()
+    last = max(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
+    assert errors.count(f"pretrain: stopped at update {last} of {LONG}") == 1
+    assert last < LONG
+    found = pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
+    undivided = pretrain(values, **tone_corpus, encoder=tmp_path / "undivided")
+    for name in ("loss", "units/cross_entropy", "teacher/squared_error", "gradient_norm"):
+        # As in assert_same_curve, over five times as many updates.
+        assert found[name] == pytest.approx(undivided[name], rel=1e-4), name
 
 
 # ----------------------------------------------------------------------------------------------------- guards

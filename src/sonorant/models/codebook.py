@@ -1,4 +1,4 @@
-"""A codebook turns frames into unit tokens: nearest centroid after a fixed scaling of each dimension."""
+"""A codebook turns an utterance's frames into unit tokens: nearest centroid after a scaling of each dimension."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from torch import Tensor
 class Codebook:
     """`num_units` centroids in the space of (frame - shift) * scale.
 
-    centroids (K, D); shift (D,) and scale (D,), zeros and ones where frames are clustered as they are.
+    centroids (K, D); shift (D,) and scale (D,), zeros and ones where frames are clustered as they are. With `centred`
+    an utterance's mean is taken from its frames first, and with it much of the speaker and the channel.
     """
 
     centroids: NDArray[np.float32]
     shift: NDArray[np.float32]
     scale: NDArray[np.float32]
+    centred: bool = False
 
     @property
     def num_units(self) -> int:
@@ -29,24 +31,33 @@ class Codebook:
         return len(self.centroids)
 
     def assign(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The nearest unit of each frame: (T, D) to (T,). Ties go to the lower unit."""
+        """The nearest unit of each frame of one utterance: (T, D) to (T,). Ties go to the lower unit."""
+        if self.centred:
+            frames = centre_frames(frames)
         scaled = torch.from_numpy(np.ascontiguousarray((frames - self.shift) * self.scale, dtype=np.float32))
         units: NDArray[np.int64] = nearest(scaled, torch.from_numpy(self.centroids)).numpy()
         return units
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""
-        save_file({"centroids": self.centroids, "shift": self.shift, "scale": self.scale}, path)
+        arrays = {"centroids": self.centroids, "shift": self.shift, "scale": self.scale}
+        save_file({**arrays, "centred": np.array([self.centred], np.uint8)}, path)
 
     @classmethod
     def load(cls, path: Path) -> Codebook:
         """Read it back; ValueError where the file is missing or is no codebook."""
         try:
-            return cls(**load_file(path))
+            arrays = load_file(path)
+            return cls(centred=bool(arrays.pop("centred")[0]), **arrays)
         except Exception as error:
             raise ValueError(
                 f"codebook {path}: found no readable codebook ({error}), wanted one: publish the model again"
             ) from None
+
+
+def centre_frames(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """An utterance's frames (T, D) with mean 0 in every dimension."""
+    return (frames - frames.mean(0, dtype=np.float64)).astype(np.float32) if len(frames) else frames
 
 
 def nearest(frames: Tensor, centroids: Tensor, chunk: int = 4_096) -> Tensor:

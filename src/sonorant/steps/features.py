@@ -19,7 +19,7 @@ from sonorant.config import ClusterConfig
 from sonorant.data.corpus import Utterance
 from sonorant.data.mfcc import mfcc
 from sonorant.data.progress import Report, shown_progress
-from sonorant.models.codebook import Codebook
+from sonorant.models.codebook import Codebook, centre_frames
 
 SHARD_FRAMES = 15_000  # five minutes: what a kill can cost
 Frames = NDArray[np.float32]
@@ -81,11 +81,6 @@ def join_neighbours(frames: Frames, count: int) -> Frames:
         return frames
     padded = np.pad(frames, ((count, count), (0, 0)), "edge")
     return np.concatenate([padded[shift : shift + len(frames)] for shift in range(2 * count + 1)], axis=1)
-
-
-def centre_frames(frames: Frames) -> Frames:
-    """(T, D) with mean 0 in every dimension."""
-    return (frames - frames.mean(0, dtype=np.float64)).astype(np.float32) if len(frames) else frames
 
 
 def mfcc_of(utterances: Sequence[Utterance], num_threads: int) -> Iterator[Frames]:

@@ -11,6 +11,7 @@ from sonorant.steps.step import In, Metrics, Out, library_versions, read_record,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sonorant.clustering import Fit
     from sonorant.data.corpus import Utterance
     from sonorant.inference import Speech
 
@@ -23,9 +24,7 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     import json
     import shutil
 
-    import numpy as np
-
-    from sonorant.clustering import fit_kmeans, perplexity
+    from sonorant.clustering import perplexity
     from sonorant.data.corpus import read_corpus
     from sonorant.inference import load_trained
     from sonorant.models.huggingface import save_encoder
@@ -37,14 +36,7 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     layer, scores = config.layer, dict[int, float]()
     if layer is None:
         layer, scores = choose_layer(config, speech, train, [u for u in utterances if u.split == "dev"])
-    frames = np.concatenate([states[0] for states in states_of(speech, train, [layer])])
-    fit = fit_kmeans(
-        frames,
-        config.num_units,
-        num_restarts=config.num_restarts,
-        seed=config.seed,
-        normalise=config.normalise == "corpus",
-    )
+    fit = fit_units(config, [states[0] for states in states_of(speech, train, [layer])], config.num_restarts)
     metrics = {
         "layer": float(layer),
         "inertia": float(fit.inertia),
@@ -75,6 +67,26 @@ def states_of(speech: Speech, utterances: Sequence[Utterance], layers: Sequence[
         yield from speech.states(waves, layers)
 
 
+def fit_units(config: PublishConfig, frames: Sequence[Any], num_restarts: int) -> Fit:
+    """Fit the codebook on utterances' frames, (T, D) each."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from sonorant.clustering import fit_kmeans
+    from sonorant.models.codebook import centre_frames
+
+    centred = config.normalise == "utterance_mean"
+    fit = fit_kmeans(
+        np.concatenate([centre_frames(part) for part in frames] if centred else list(frames)),
+        config.num_units,
+        num_restarts=num_restarts,
+        seed=config.seed,
+        normalise=config.normalise == "corpus",
+    )
+    return replace(fit, codebook=replace(fit.codebook, centred=centred))
+
+
 def choose_layer(
     config: PublishConfig, speech: Speech, train: Sequence[Utterance], dev: Sequence[Utterance]
 ) -> tuple[int, dict[int, float]]:
@@ -82,9 +94,6 @@ def choose_layer(
 
     Without phones the layer two thirds up is taken and there are no scores.
     """
-    import numpy as np
-
-    from sonorant.clustering import fit_kmeans
     from sonorant.data.frames import frame_labels
     from sonorant.evaluation.units import Joint
     from sonorant.steps.features import draw_utterances
@@ -101,12 +110,9 @@ def choose_layer(
     phones = [frame_labels(u.phones or (), u.num_frames) for u in labelled]
     scores = {}
     for place, layer in enumerate(layers):
-        frames = np.concatenate([states[place] for states in fitted])
-        num_units = min(config.num_units, len(frames))
-        scaled = config.normalise == "corpus"
-        fit = fit_kmeans(frames, num_units, num_restarts=1, seed=config.seed, normalise=scaled)
-        units = [fit.codebook.assign(states[place]) for states in measured]
-        scores[layer] = Joint.of_frames(phones, units, num_units).without("SIL").pnmi
+        codebook = fit_units(config, [states[place] for states in fitted], num_restarts=1).codebook
+        units = [codebook.assign(states[place]) for states in measured]
+        scores[layer] = Joint.of_frames(phones, units, codebook.num_units).without("SIL").pnmi
         print(f"publish: layer {layer} of {speech.num_layers}, dev PNMI {scores[layer]:.4f}", flush=True)
     return max(scores, key=lambda layer: scores[layer]), scores
 
@@ -184,5 +190,7 @@ Phone discrimination (ABX) and unit quality on the test split: `sonorant evaluat
 ## Limits
 
 Trained on the data named above alone: expect worse results on other languages, channels and speakers. Waveforms must
-be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does.
+be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does; `load`
+adds 1e-5 to the variance and transformers 1e-7, which differ for speech below about -40 dB of full scale. Units are
+made from whole utterances where the codebook is centred (`publish.normalise: utterance_mean`).
 """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sonorant.evaluation.abx import SILENCE, Item, phone_items, score_abx, triph
 from sonorant.evaluation.report import System
 from sonorant.evaluation.units import Joint, measure_use
 from sonorant.inference import Speech, load, load_untrained
-from sonorant.models.codebook import Codebook
+from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
 
 CODEBOOK_FRAMES = 500_000
@@ -58,32 +58,36 @@ def contenders(
     utterances: Sequence[Utterance],
     training: Sequence[Utterance],
 ) -> Iterator[Contender]:
-    """The model, then MFCC, the untrained encoder and the previous model, each made when it is asked for.
+    """The model, then its baselines, each made when it is asked for: MFCC, the same without each utterance's mean, the
+    untrained encoder and the previous model.
 
     A baseline without a codebook of its own gets one of the model's size, fitted on `training`: MFCC are
-    clustered as they are, as HuBERT does, the untrained encoder's frames scaled as the model's are.
+    clustered as they are, as HuBERT does, the untrained encoder's frames scaled and centred as the model's are.
     """
     speech = load(model)
     assert speech.codebook is not None
     yield published("model", "this model", speech, utterances)
     drawn = draw_utterances(training, CODEBOOK_FRAMES, config.seed)
-    is_scaled = bool((speech.codebook.scale != 1).any())
+    is_scaled, is_centred = bool((speech.codebook.scale != 1).any()), speech.codebook.centred
     num_units = speech.num_units
 
-    def fit(frames: Iterator[Frames], normalise: bool) -> Codebook:
-        seen = np.concatenate(list(frames))
-        return fit_kmeans(seen, num_units, seed=config.seed, normalise=normalise).codebook
+    def fit(frames: Iterable[Frames], normalise: bool = False, centred: bool = False) -> Codebook:
+        seen = np.concatenate([centre_frames(part) for part in frames] if centred else list(frames))
+        return replace(fit_kmeans(seen, num_units, seed=config.seed, normalise=normalise).codebook, centred=centred)
 
     def mfcc(utterances: Sequence[Utterance], label: str) -> Iterator[Frames]:
         return counted(mfcc_of(utterances, num_threads(config)), utterances, label)
 
-    codebook = fit(mfcc(drawn, "evaluate: MFCC, training"), normalise=False)
+    seen = list(mfcc(drawn, "evaluate: MFCC, training"))
     features = by_id(utterances, mfcc(utterances, "evaluate: MFCC"))
     detail = f"39 dimensions; {num_units} units fitted here on the train split"
-    yield contender("mfcc", "MFCC", detail, features, codebook)
+    yield contender("mfcc", "MFCC", detail, features, fit(seen))
+    features = {name: centre_frames(frames) for name, frames in features.items()}
+    detail = "the same without each utterance's mean"
+    yield contender("mfcc_centred", "MFCC, centred", detail, features, fit(seen, centred=True))
 
     untrained = load_untrained(model, config.seed)
-    codebook = fit(embedded(untrained, drawn, "evaluate: untrained encoder, training"), is_scaled)
+    codebook = fit(embedded(untrained, drawn, "evaluate: untrained encoder, training"), is_scaled, is_centred)
     features = by_id(utterances, embedded(untrained, utterances, "evaluate: untrained encoder"))
     detail = f"the same architecture and layer with random weights; {num_units} units fitted here"
     yield contender("untrained", "untrained", detail, features, codebook)
