@@ -190,7 +190,7 @@ Phone discrimination (ABX) and unit quality on the test split: `sonorant evaluat
 ## Limits
 
 Trained on the data named above alone: expect worse results on other languages, channels and speakers. Waveforms must
-be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does; `load`
-adds 1e-5 to the variance and transformers 1e-7, which differ for speech below about -40 dB of full scale. Units are
-made from whole utterances where the codebook is centred (`publish.normalise: utterance_mean`).
+be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does;
+`load` adds 1e-5 to the variance and transformers 1e-7, which differ for speech below about -40 dB of full scale.
+Units are made from whole utterances where the codebook is centred (`publish.normalise: utterance_mean`).
 """
