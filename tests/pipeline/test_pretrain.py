@@ -348,3 +348,10 @@ def test_a_collapse_is_named_once_it_counts(
         pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "encoder").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
+    paths = {**tone_corpus, "encoder": tmp_path / "encoder"}
+    pretrain(pretrain_values(), **paths, scratch=tmp_path / "run")
+    with pytest.raises(ValueError, match="of another configuration"):
+        pretrain(pretrain_values(seed=1), **paths, scratch=tmp_path / "run")

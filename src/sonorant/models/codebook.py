@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -49,7 +50,7 @@ class Codebook:
         try:
             arrays = load_file(path)
             return cls(centred=bool(arrays.pop("centred")[0]), **arrays)
-        except Exception as error:
+        except (OSError, KeyError, TypeError, SafetensorError) as error:
             raise ValueError(
                 f"codebook {path}: found no readable codebook ({error}), wanted one: publish the model again"
             ) from None

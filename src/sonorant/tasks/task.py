@@ -5,6 +5,7 @@ A task says which views of the audio it reads; the engine computes each view onc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -39,12 +40,12 @@ class Outcome:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """The head and what is asked of it."""
 
     views: ClassVar[frozenset[View]]
     needs_units: ClassVar[bool] = False
 
+    @abstractmethod
     def forward(self, views: Views) -> Outcome:
         """The loss on one batch."""
-        raise NotImplementedError

@@ -39,6 +39,10 @@ def train(
     sums: dict[str, float] = defaultdict(float)
     if checkpoint := latest_checkpoint(run):
         about = load_checkpoint(checkpoint, engine, optimizer)
+        if about["config"] != config.model_dump(mode="json"):
+            raise ValueError(
+                f"pretrain: found {checkpoint} of another configuration, wanted one of this: use another run directory"
+            )
         cursor = Cursor(**about["cursor"])
         sums |= {name: value if ranks.is_first else 0.0 for name, value in about["sums"].items()}
         say(ranks, f"pretrain: resuming at update {cursor.update} from {checkpoint}")
