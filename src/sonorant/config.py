@@ -106,7 +106,7 @@ class PrepareConfig(Section):
     def _is_possible(self) -> Self:
         if self.min_seconds >= self.max_seconds:
             raise ValueError(
-                f"min_seconds {self.min_seconds:g} must be below max_seconds {self.max_seconds:g}"
+                f"min_seconds {self.min_seconds:g} must be below max_seconds {self.max_seconds:g}: change one"
             )
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):

@@ -143,7 +143,8 @@ class Loader:
             position += 1
 
     def _order(self, epoch: int) -> list[int]:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.utterances)).tolist()  # type: ignore[no-any-return]
+        order: list[int] = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.utterances)).tolist()
+        return order
 
     def _load(self, crops: Sequence[Crop], update: int) -> list[Batch]:
         masks = [

@@ -7,6 +7,7 @@ and a view that only such tasks read is not computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Engine(nn.Module):
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Σ weight · loss, each loss a sum over masked frames, and the sums that tasks log, as `task/sum`."""
-        tasks: dict[str, Task] = {name: self.tasks[name] for name, weight in weights.items() if weight}  # type: ignore[misc]
+        tasks: dict[str, Task] = {name: cast(Task, self.tasks[name]) for name, weight in weights.items() if weight}
         wanted = frozenset[str]().union(*(task.views for task in tasks.values()))
         z_FD = self.encoder.project(batch.waves, batch.num_samples)
         views = Views(Ragged.of_samples(batch.num_samples), batch.mask, batch.units)

@@ -131,7 +131,8 @@ def run_update(
     sums: dict[str, float] = defaultdict(float)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        alone = contextlib.nullcontext() if last or ranks.count == 1 else model.no_sync()  # type: ignore[operator]
+        distributed = nn.parallel.DistributedDataParallel
+        alone = model.no_sync() if isinstance(model, distributed) and not last else contextlib.nullcontext()
         with alone:
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 loss, parts = model(batch.to(ranks.device), weights)
