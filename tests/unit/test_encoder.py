@@ -16,7 +16,8 @@ from sonorant.data.audio import standardise
 from sonorant.data.frames import Ragged, num_frames, pack_waves
 from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import load_encoder, save_encoder, to_transformers
-from sonorant.models.layers import convolve_over_time, strided_convolution
+from sonorant.models.positions import convolve_over_time
+from sonorant.models.stem import strided_convolution
 from sonorant.models.teacher import averaged_targets
 from tests.tiny import LAYOUTS, alone, make_batch, make_encoder, make_engine, noise
 

@@ -1,8 +1,8 @@
 """The shared speech encoder: waveform → stem → projection → positional convolution → transformer layers.
 
-It works on packed batches (see layers.py), so an utterance's result does not depend on what else is in the
-batch. Layer numbering is transformers': 0 is what enters the first layer, l what leaves the l-th, before any
-final norm.
+It works on packed batches, utterances end to end without padding, so an utterance's result does not depend on
+what else is in the batch. Layer numbering is transformers': 0 is what enters the first layer, l what leaves the
+l-th, before any final norm.
 
 Shapes: N samples of a packed buffer, F frames, C stem channels, D model width.
 """
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from sonorant.config import EncoderConfig
 from sonorant.data.frames import Ragged
-from sonorant.models.layers import Layer, StackedPosition, Stem, WidePosition
+from sonorant.models.layers import Layer
+from sonorant.models.positions import StackedPosition, WidePosition
+from sonorant.models.stem import Stem
 
 
 @dataclass
