@@ -22,10 +22,11 @@ class Stem(nn.Module):
     and dropped, and no statistic mixes them.
     """
 
-    def __init__(self, widths: Sequence[int], norm: str) -> None:
+    def __init__(self, widths: Sequence[int], norm: str, bias: bool = False) -> None:
         super().__init__()
         shapes = zip(widths, (1, *widths), STEM_KERNELS, strict=False)
         self.weights = nn.ParameterList(nn.init.kaiming_normal_(torch.empty(shape)) for shape in shapes)
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths if bias)
         self.per_utterance = norm == "group"
         normed = widths[:1] if self.per_utterance else widths
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in normed)
@@ -38,6 +39,8 @@ class Stem(nn.Module):
             zip(self.weights, STEM_KERNELS, STEM_STRIDES, strict=True)
         ):
             x_NC = strided_convolution(x_NC, weight, stride)
+            if len(self.biases):
+                x_NC = x_NC + self.biases[index]
             if index < len(self.norms):
                 norm = self.norms[index]
                 if self.per_utterance:
