@@ -86,7 +86,8 @@ class Speech:
                 )
         for batch in batches_of(waves):
             lengths = [len(wave) for wave in batch]
-            packed = torch.from_numpy(pack_waves([standardise(wave) for wave in batch]))
+            heard = [standardise(wave) for wave in batch] if self.encoder.config.standardised else batch
+            packed = torch.from_numpy(pack_waves(heard))
             device = self.encoder.mask_embedding.device
             with torch.inference_mode():
                 hidden = self.encoder(packed.to(device), lengths, last=max(layers))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sonorant.config import EncoderConfig
 from sonorant.data.frames import Ragged
-from sonorant.models.layers import Layer
+from sonorant.models.layers import Layer, RelativeBias
 from sonorant.models.positions import StackedPosition, WidePosition
 from sonorant.models.stem import Stem
 
@@ -44,6 +44,7 @@ class Context(nn.Module):
         self.pre_norm, self.dropout, self.layer_drop = config.pre_norm, config.dropout, config.layer_drop
         self.position = WidePosition(config) if config.position_depth == 1 else StackedPosition(config)
         self.norm = nn.LayerNorm(config.dim)
+        self.relative = RelativeBias(config) if config.relative_buckets else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
     def forward(self, z_FD: Tensor, frames: Ragged, last: int | None = None) -> Hidden:
@@ -52,10 +53,11 @@ class Context(nn.Module):
         if not self.pre_norm:
             x_FD = self.norm(x_FD)
         x_FD = F.dropout(x_FD, self.dropout, self.training)
+        bias_HN = None if self.relative is None else self.relative(max(frames.lengths))
         states, ffn = [x_FD], []
         for layer in self.layers[:last]:
             dropped = self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop
-            x_FD, ffn_FD = (x_FD, x_FD) if dropped else layer(x_FD, frames)
+            x_FD, ffn_FD = (x_FD, x_FD) if dropped else layer(x_FD, frames, bias_HN)
             states.append(x_FD)
             ffn.append(ffn_FD)
         return Hidden(states, ffn, self.norm(x_FD) if self.pre_norm else x_FD)
@@ -67,8 +69,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = Stem(config.stem_widths, config.stem_norm)
-        self.stem_norm = nn.LayerNorm(config.stem_widths[-1])
+        self.stem = Stem(config.stem_widths, config.stem_norm, config.stem_bias)
+        self.stem_norm = nn.LayerNorm(config.stem_widths[-1]) if config.projection_norm else nn.Identity()
         self.projection = nn.Linear(config.stem_widths[-1], config.dim)
         nn.init.normal_(self.projection.weight, std=0.02)
         nn.init.zeros_(self.projection.bias)

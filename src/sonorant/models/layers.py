@@ -1,9 +1,12 @@
 """The transformer layer on packed batches: utterances lie end to end, no frame is padding.
 
-Shapes: F frames, D model width, H heads, E width of a head.
+Shapes: F frames, T frames of one utterance, B utterances, D model width, H heads, E width of a head, N bucketed
+distances.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +33,22 @@ class Layer(nn.Module):
         self.ffn_in = nn.Linear(config.dim, config.ffn_dim)
         self.ffn_out = nn.Linear(config.ffn_dim, config.dim)
         self.ffn_norm = nn.LayerNorm(config.dim)
+        if config.relative_buckets:
+            self.gate = nn.Linear(config.dim // config.num_heads, 8)
+            self.gate_scale = nn.Parameter(torch.ones(1, config.num_heads, 1, 1))
+            nn.init.normal_(self.gate.weight, std=0.02)
+            nn.init.zeros_(self.gate.bias)
         for linear in (self.qkv, self.attention_out, self.ffn_in, self.ffn_out):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x_FD: Tensor, frames: Ragged) -> tuple[Tensor, Tensor]:
-        """(F, D) to (F, D), and the second feed-forward product: what teachers are read from."""
-        x_FD = x_FD + self._drop(self._attend(self.attention_norm(x_FD) if self.pre_norm else x_FD, frames))
+    def forward(self, x_FD: Tensor, frames: Ragged, bias_HN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(F, D) to (F, D), and the second feed-forward product: what teachers are read from.
+
+        `bias_HN` is `RelativeBias`'s, where the encoder has one.
+        """
+        heard_FD = self.attention_norm(x_FD) if self.pre_norm else x_FD
+        x_FD = x_FD + self._drop(self._attend(heard_FD, frames, bias_HN))
         if not self.pre_norm:
             x_FD = self.attention_norm(x_FD)
         hidden = F.gelu(self.ffn_in(self.ffn_norm(x_FD) if self.pre_norm else x_FD))
@@ -47,22 +59,71 @@ class Layer(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def _attend(self, x_FD: Tensor, frames: Ragged) -> Tensor:
+    def _attend(self, x_FD: Tensor, frames: Ragged, bias_HN: Tensor | None) -> Tensor:
         width = x_FD.shape[1]
         qkv_F3HE = self.qkv(x_FD).view(frames.total, 3, self.num_heads, width // self.num_heads)
+        gates_FH = None if bias_HN is None else self._gates(x_FD)
         dropout = self.attention_dropout if self.training else 0.0
 
-        def attend(qkv: Tensor, batch: int) -> Tensor:
-            q, k, v = qkv.view(batch, -1, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-            return (
-                F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-                .transpose(1, 2)
-                .reshape(len(qkv), width)
-            )
+        def attend(rows: slice, batch: int) -> Tensor:
+            q, k, v = qkv_F3HE[rows].view(batch, -1, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+            mask = None
+            if bias_HN is not None and gates_FH is not None:
+                gate_BHT1 = gates_FH[rows].view(batch, -1, self.num_heads, 1).transpose(1, 2)
+                mask = (gate_BHT1 * toeplitz(bias_HN, q.shape[2])).to(q.dtype)
+                k, v = k.flip(2), v.flip(2)
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            return mixed.transpose(1, 2).reshape(-1, width)
 
         if frames.is_uniform:
-            mixed_FD = attend(qkv_F3HE, len(frames.lengths))
+            mixed_FD = attend(slice(None), len(frames.lengths))
         else:
-            mixed_FD = torch.cat([attend(qkv_F3HE[rows], 1) for rows in frames.slices()])
+            mixed_FD = torch.cat([attend(rows, 1) for rows in frames.slices()])
         mixed: Tensor = self.attention_out(mixed_FD)
         return mixed
+
+    def _gates(self, x_FD: Tensor) -> Tensor:
+        """How much each frame's heads (F, H) heed distance: WavLM's gated bias, Chen et al. 2022."""
+        # The published parameters make 2 × 4 numbers of which each four are summed: the sum of their weights does too.
+        weight, bias = self.gate.weight.view(2, 4, -1).sum(1), self.gate.bias.view(2, 4).sum(1)
+        x_FHE = x_FD.view(len(x_FD), self.num_heads, -1)
+        update_FH, reset_FH = F.linear(x_FHE, weight, bias).sigmoid().unbind(-1)
+        gates_FH: Tensor = update_FH * (reset_FH * self.gate_scale.view(-1) - 1) + 2
+        return gates_FH
+
+
+class RelativeBias(nn.Module):
+    """What every head makes of the distance between two frames (WavLM): shared by the layers, which gate it."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.num_buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(self.num_buckets, config.num_heads), std=0.02))
+
+    def forward(self, longest: int) -> Tensor:
+        """The biases (H, 2T - 1) of distances T - 1 down to 1 - T, key minus query, for utterances of up to T frames.
+
+        They are falling because keys are read backwards, for which see `toeplitz`.
+        """
+        distances = torch.arange(longest - 1, -longest, -1, device=self.weight.device)
+        return self.weight[bucket_of(distances, self.num_buckets, self.max_distance)].T
+
+
+def bucket_of(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Half of the buckets for each sign, half of those for one distance each, the rest growing logarithmically (T5)."""
+    half = num_buckets // 2
+    exact = half // 2
+    size = distances.abs()
+    growth = torch.log(size.float() / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + growth).clamp(max=half - 1)
+    return torch.where(size < exact, size, far.long()) + half * (distances > 0)
+
+
+def toeplitz(bias_HN: Tensor, length: int) -> Tensor:
+    """The bias (H, T, T) of every query and every key, the keys in reverse order, from those of all distances.
+
+    In that order each query's row is the last one's moved on by one distance: a view, so that no table of all pairs is
+    looked up or kept.
+    """
+    longest = (bias_HN.shape[1] + 1) // 2
+    return bias_HN[:, longest - length : longest + length - 1].unfold(1, length, 1)
