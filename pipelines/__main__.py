@@ -11,7 +11,7 @@ import typer
 from kfp import compiler, local
 
 from pipelines.submission import submit_run
-from pipelines.train import train
+from pipelines.train import graph_for
 from sonorant.params import check_params, read_params
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -45,17 +45,17 @@ def run(
     """Run the very same graph on this machine."""
     if not on_this_machine:
         raise ValueError("run: found no --local, wanted it: add --local, or use `submit` for a cluster")
-    params = checked_params(config, overrides)
+    graph, parameters = graph_for(checked_params(config, overrides))
     # kfp says of each resource and of the image that they have no effect here.
     warnings.simplefilter("ignore", RuntimeWarning)
     warnings.simplefilter("ignore", UserWarning)
     runner = local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root.resolve()), enable_caching=cache)
     # A cluster needs time to replace a lost machine; here the wait would only hide the fault.
-    for task in train.pipeline_spec.root.dag.tasks.values():
+    for task in graph.pipeline_spec.root.dag.tasks.values():
         task.retry_policy.backoff_duration.FromSeconds(1)
     try:
-        train(**params)
+        graph(**parameters)
     except RuntimeError as error:
         # kfp colours its messages.
         plain = re.sub(r"\x1b\[\d+m", "", str(error)).rstrip(".")
@@ -75,13 +75,14 @@ def submit(
 ) -> None:
     """Start a run on a cluster and print its id."""
     params = checked_params(config, overrides)
+    _, parameters = graph_for(params)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "sonorant-train.yaml"
         write_package(params, package)
         typer.echo(
             submit_run(
                 package,
-                params,
+                parameters,
                 host=host,
                 experiment=experiment,
                 name=name,
@@ -100,9 +101,10 @@ def checked_params(config: list[Path], overrides: list[str]) -> dict[str, Any]:
 
 
 def write_package(params: dict[str, Any], path: Path) -> None:
-    """Compile the pipeline, with `params` as its defaults."""
+    """Compile the pipeline of as many rounds as `params` asks for, with its parameters as defaults."""
+    graph, parameters = graph_for(params)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(train, str(path), pipeline_parameters=params)
+    compiler.Compiler().compile(graph, str(path), pipeline_parameters=parameters)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,9 +1,12 @@
 """The training workflow: speech in, a measured model out."""
 
+from typing import Any
+
 from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 
 import components
+from sonorant.params import TWICE, parse_rounds, second_values
 
 GPU = "nvidia.com/gpu"
 RUNS_CLAIM = "sonorant-runs"
@@ -25,30 +28,78 @@ def place(task: PipelineTask, *, cpu: str, memory: str, hours: int, retries: int
     kubernetes.mount_pvc(task, pvc_name=RUNS_CLAIM, mount_path=RUNS_PATH)
 
 
+def prepared(config: Any) -> Any:
+    """The corpus."""
+    task = components.prepare(config=config)
+    place(task, cpu="8", memory="16Gi", hours=24, retries=2)
+    return task.outputs["corpus"]
+
+
+def clustered(config: Any, **inputs: Any) -> Any:
+    """The units: of MFCC, or of a layer where an encoder is among the inputs."""
+    task = components.cluster(config=config, **inputs)
+    place(task, cpu="16", memory="32Gi", hours=12, retries=2)
+    return task.outputs["units"]
+
+
+def pretrained(config: Any, **inputs: Any) -> Any:
+    """The encoder."""
+    task = components.pretrain(config=config, **inputs)
+    place(task, cpu="12", memory="64Gi", hours=240, retries=5)
+    task.set_accelerator_type(GPU).set_accelerator_limit(1)
+    kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+    # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
+    kubernetes.empty_dir_mount(task, "shm", mount_path="/dev/shm", medium="Memory", size_limit="16Gi")
+    return task.outputs["encoder"]
+
+
+def published(config: Any, **inputs: Any) -> Any:
+    """The model."""
+    task = components.publish(config=config, **inputs)
+    place(task, cpu="8", memory="32Gi", hours=12, retries=2)
+    return task.outputs["model"]
+
+
+def evaluated(config: Any, **inputs: Any) -> Any:
+    """The report."""
+    task = components.evaluate(config=config, **inputs)
+    place(task, cpu="8", memory="32Gi", hours=12, retries=2)
+    return task.outputs["report"]
+
+
 @dsl.pipeline(name="sonorant-train", description="Speech in, a measured model out.")
 def train(prepare: dict, cluster: dict, pretrain: dict, publish: dict, evaluate: dict):
     """Prepare, cluster, pretrain, publish, evaluate; each takes its section of params.yaml."""
-    prepared = components.prepare(config=prepare)
-    place(prepared, cpu="8", memory="16Gi", hours=24, retries=2)
+    corpus = prepared(prepare)
+    units = clustered(cluster, corpus=corpus)
+    encoder = pretrained(pretrain, corpus=corpus, units=units)
+    model = published(publish, corpus=corpus, encoder=encoder)
+    evaluated(evaluate, corpus=corpus, model=model)
 
-    clustered = components.cluster(config=cluster, corpus=prepared.outputs["corpus"])
-    place(clustered, cpu="16", memory="32Gi", hours=12, retries=2)
 
-    pretrained = components.pretrain(
-        config=pretrain, corpus=prepared.outputs["corpus"], units=clustered.outputs["units"]
-    )
-    place(pretrained, cpu="12", memory="64Gi", hours=240, retries=5)
-    pretrained.set_accelerator_type(GPU).set_accelerator_limit(1)
-    kubernetes.add_toleration(pretrained, key=GPU, operator="Exists", effect="NoSchedule")
-    # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
-    kubernetes.empty_dir_mount(pretrained, "shm", mount_path="/dev/shm", medium="Memory", size_limit="16Gi")
+@dsl.pipeline(name="sonorant-train-twice", description="Speech in, a measured model of two rounds out.")
+def train_twice(
+    prepare: dict,
+    cluster: dict,
+    pretrain: dict,
+    second_cluster: dict,
+    second_pretrain: dict,
+    publish: dict,
+    evaluate: dict,
+):
+    """The same, but a second encoder is trained, on units of a layer of the first (HuBERT's iterations)."""
+    corpus = prepared(prepare)
+    units = clustered(cluster, corpus=corpus)
+    encoder = pretrained(pretrain, corpus=corpus, units=units)
+    second_units = clustered(second_cluster, corpus=corpus, encoder=encoder)
+    second_encoder = pretrained(second_pretrain, corpus=corpus, units=second_units)
+    model = published(publish, corpus=corpus, encoder=second_encoder)
+    evaluated(evaluate, corpus=corpus, model=model)
 
-    published = components.publish(
-        config=publish, corpus=prepared.outputs["corpus"], encoder=pretrained.outputs["encoder"]
-    )
-    place(published, cpu="8", memory="32Gi", hours=12, retries=2)
 
-    evaluated = components.evaluate(
-        config=evaluate, corpus=prepared.outputs["corpus"], model=published.outputs["model"]
-    )
-    place(evaluated, cpu="8", memory="32Gi", hours=12, retries=2)
+def graph_for(params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The pipeline of as many rounds as `params` asks for, and its parameters: whole sections, one a task."""
+    sections = {name: values for name, values in params.items() if name not in ("rounds", "second")}
+    if parse_rounds(params).rounds == 1:
+        return train, sections
+    return train_twice, {**sections, **{f"second_{name}": second_values(name, params) for name in TWICE}}

@@ -1,7 +1,8 @@
 """The command line, made from the steps' signatures: `sonorant STEP --config params.yaml --corpus …`.
 
 A configuration file has one section per step. Given several, later ones override earlier ones key by key, so
-`--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's.
+`--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's. `--round 2`
+takes the section of a step that the second round runs again with what `second` changes of it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from sonorant.config import SECTIONS
-from sonorant.params import read_params
+from sonorant.params import KEYS, TWICE, parse_round, read_params
 from sonorant.steps.step import Step, scratch_root
 
 
@@ -40,8 +40,8 @@ def command(step: Step) -> Callable[..., None]:
     """The step as a function whose parameters typer turns into options."""
     import typer
 
-    def call(config: list[Path], overrides: list[str], **paths: Path | None) -> None:
-        run(step, config, overrides, paths)
+    def call(config: list[Path], overrides: list[str], round: int = 1, **paths: Path | None) -> None:
+        run(step, config, overrides, paths, round)
 
     def parameter(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -> Parameter:
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
@@ -51,6 +51,9 @@ def command(step: Step) -> Callable[..., None]:
     )
     changes = typer.Option("--set", help="section.key=value, overrides the files", show_default=False)
     parameters = [parameter("config", list[Path], files), parameter("overrides", list[str], changes, [])]
+    if step.name in TWICE:
+        which = typer.Option("--round", help="2: the section with what `second` changes of it")
+        parameters.append(parameter("round", int, which, 1))
     for name in (*step.inputs, *step.outputs):
         verb = "reads" if name in step.inputs else "writes"
         option = typer.Option(f"--{name}", help=f"the artifact it {verb}", show_default=False)
@@ -64,7 +67,7 @@ def command(step: Step) -> Callable[..., None]:
 
 
 def run(
-    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Path | None]
+    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Path | None], round: int = 1
 ) -> None:
     """Run the step and print its metrics, one a line."""
     from safetensors import SafetensorError
@@ -73,13 +76,11 @@ def run(
     try:
         values = read_params(config, overrides)
         files = ", ".join(map(str, config))
-        if unknown := sorted(set(values) - set(SECTIONS)):
-            raise ValueError(
-                f"{files}: found unknown sections {unknown}, wanted some of {sorted(SECTIONS)}: respell them"
-            )
+        if unknown := sorted(set(values) - KEYS):
+            raise ValueError(f"{files}: found unknown sections {unknown}, wanted some of {sorted(KEYS)}: respell them")
         if step.name not in values:
             raise ValueError(f"{files}: found only the sections {sorted(values)}, wanted {step.name}: add it")
-        metrics = step(values[step.name] or {}, **paths)
+        metrics = step(parse_round(step.name, values, round), **paths)
     except ValueError as error:
         fail(step.name, str(error))
     except (OSError, SafetensorError) as error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sonorant.config import SECTIONS, Section
+from sonorant.config import SECTIONS, ClusterConfig, PretrainConfig, Rounds, Second, Section
+
+Parsed = TypeVar("Parsed")
+TWICE = tuple(Second.model_fields)
+"""The steps that a second round runs again."""
+KEYS = {*SECTIONS, *Rounds.model_fields}
+"""What a parameter file may hold."""
 
 
 def read_params(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -20,19 +26,64 @@ def read_params(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict[st
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Refuse, with a ValueError on one line that names every fault, what is not exactly the sections of all steps."""
-    if set(params) != set(SECTIONS):
+    """Refuse, with a ValueError on one line that names every fault, what is not exactly the sections of all steps.
+
+    Beside them may stand `rounds` and `second`.
+    """
+    if not set(SECTIONS) <= set(params) <= KEYS:
         raise ValueError(
-            f"params: found the sections {sorted(map(str, params))}, wanted {sorted(SECTIONS)}: add, remove or respell"
+            f"params: found the sections {sorted(map(str, params))}, wanted {sorted(SECTIONS)} "
+            f"and perhaps {sorted(Rounds.model_fields)}: add, remove or respell"
         )
-    faults = []
-    for name, section in SECTIONS.items():
+    faults: list[str] = []
+
+    def parsed(parse: Callable[..., Parsed], *arguments: Any) -> Parsed | None:
         try:
-            parse_section(name, section, params[name])
+            return parse(*arguments)
         except ValueError as error:
             faults.append(str(error))
+            return None
+
+    rounds = parsed(parse_rounds, params)
+    sections = {name: parsed(parse_section, name, section, params[name]) for name, section in SECTIONS.items()}
+    # A fault in the first round's section is not named again.
+    again = [name for name in TWICE if sections[name]] if rounds and rounds.rounds > 1 else []
+    second = {name: parsed(parse_round, name, params, 2) for name in again}
+    clustering, first = second.get("cluster"), sections["pretrain"]
+    if isinstance(clustering, ClusterConfig) and isinstance(first, PretrainConfig):
+        layer, num_layers = clustering.layer or 0, first.encoder.num_layers
+        if layer > num_layers:
+            faults.append(
+                f"second.cluster.layer: found {layer}, wanted 0 to {num_layers}: pretrain.encoder has no more layers"
+            )
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def parse_rounds(params: Mapping[str, Any]) -> Rounds:
+    """How many rounds there are and what the second changes; ValueError on one line with every fault in that."""
+    rounds = parse_section("", Rounds, {key: params[key] for key in Rounds.model_fields if key in params})
+    assert isinstance(rounds, Rounds)
+    return rounds
+
+
+def parse_round(name: str, params: Mapping[str, Any], round: int) -> Section:
+    """The section of a step as a round takes it; ValueError on one line with every fault in it."""
+    parse_rounds(params)
+    if round not in (1, 2):
+        raise ValueError(f"--round: found {round}, wanted 1 or 2: correct it")
+    section = parse_section(name, SECTIONS[name], params[name] or {})
+    if round == 1:
+        return section
+    section = parse_section(f"second.{name}", SECTIONS[name], second_values(name, params))
+    if isinstance(section, ClusterConfig) and section.layer is None:
+        raise ValueError("second.cluster.layer: found nothing, wanted a layer of the first round's encoder: add it")
+    return section
+
+
+def second_values(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's section as it is written, with what `second` says of it laid over it."""
+    return merged([params[name] or {}, getattr(parse_rounds(params).second, name)])
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -57,7 +108,7 @@ def parse_override(text: str) -> dict[str, Any]:
     import yaml
 
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or ("." not in key and key != "rounds"):
         raise ValueError(f"--set {text}: found no section.key=value, wanted e.g. cluster.num_units=50: correct it")
     try:
         nested: Any = yaml.safe_load(value)
@@ -88,7 +139,7 @@ def parse_section(name: str, section: type[Section], values: Mapping[str, Any]) 
 
 def describe_fault(name: str, fault: Any) -> str:
     """One fault that pydantic found, as: the key, what it found, what it wanted."""
-    key = ".".join([name, *(str(part) for part in fault["loc"])])
+    key = ".".join([*([name] if name else []), *(str(part) for part in fault["loc"])])
     if fault["type"] == "extra_forbidden":
         return f"{key}: found an unknown key, wanted one that sonorant/config.py lists: remove or respell it"
     if fault["type"] == "missing":

@@ -1,4 +1,4 @@
-"""The components and the compiled pipeline are what the signatures of the steps say."""
+"""The components and the compiled pipelines are what the signatures of the steps say."""
 
 from __future__ import annotations
 
@@ -12,27 +12,42 @@ from kfp import compiler
 
 import components
 from components.image import IMAGE
-from pipelines.train import train
+from pipelines.train import graph_for
 from sonorant.config import SECTIONS
-from sonorant.params import parse_section, read_params
+from sonorant.params import parse_round, parse_section, read_params
 from sonorant.steps import STEPS
+from tests.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = read_params([ROOT / "params.yaml"])
-WRITERS = {artifact: step.name for step in STEPS.values() for artifact in step.outputs}
+
+
+def task_name(step: str, number: int) -> str:
+    """What kfp calls a step in a round."""
+    return step if number == 1 else f"{step}-{number}"
+
+
+def parameter_name(step: str, number: int) -> str:
+    """The pipeline's parameter that holds a step's section in a round."""
+    return step if number == 1 else f"second_{step}"
+
+
+TASKS = {task_name(task.step, task.round): task for task in workflow(2)}
 
 
 def compile_with(params: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The compiled pipeline and its Kubernetes document."""
     path = folder / "train.yaml"
-    compiler.Compiler().compile(train, str(path), pipeline_parameters=params)
+    graph, parameters = graph_for(params)
+    compiler.Compiler().compile(graph, str(path), pipeline_parameters=parameters)
     pipeline, platform = yaml.safe_load_all(path.read_text())
     return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    return compile_with(PARAMS, tmp_path_factory.mktemp("compiled"))
+    """Of two rounds, which hold all that one has."""
+    return compile_with({**PARAMS, "rounds": 2}, tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +61,13 @@ def kubernetes(compiled: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any
 
 
 def test_every_step_has_a_component_and_a_task(pipeline: dict[str, Any]) -> None:
-    assert set(components.__all__) == set(STEPS) == set(pipeline["root"]["dag"]["tasks"])
+    assert set(components.__all__) == set(STEPS)
+    assert set(TASKS) == set(pipeline["root"]["dag"]["tasks"])
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", TASKS)
 def test_a_component_has_the_inputs_and_outputs_of_its_step(pipeline: dict[str, Any], name: str) -> None:
-    step, component = STEPS[name], pipeline["components"][f"comp-{name}"]
+    step, component = STEPS[TASKS[name].step], pipeline["components"][f"comp-{name}"]
     inputs = component["inputDefinitions"]
     assert inputs["parameters"] == {"config": {"parameterType": "STRUCT"}}
     found = inputs.get("artifacts", {})
@@ -86,21 +102,37 @@ def test_an_artifact_has_one_type_everywhere(pipeline: dict[str, Any]) -> None:
     assert {artifact: found for artifact, found in types.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_edges_lead_from_writer_to_reader(pipeline: dict[str, Any], name: str) -> None:
-    step, task = STEPS[name], pipeline["root"]["dag"]["tasks"][name]
-    assert task["inputs"]["parameters"] == {"config": {"componentInputParameter": name}}
-    edges = task["inputs"].get("artifacts", {})
-    assert set(step.inputs) - step.optional <= set(edges) <= set(step.inputs)
-    for artifact, source in edges.items():
-        assert source == {
-            "taskOutputArtifact": {"producerTask": WRITERS[artifact], "outputArtifactKey": artifact}
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_edges_lead_from_the_last_writer_to_the_reader(tmp_path: Path, num_rounds: int) -> None:
+    pipeline, _ = compile_with({**PARAMS, "rounds": num_rounds}, tmp_path)
+    wanted = {task_name(task.step, task.round): task for task in workflow(num_rounds)}
+    found = pipeline["root"]["dag"]["tasks"]
+    assert set(found) == set(wanted)
+    for name, task in wanted.items():
+        parameter = parameter_name(task.step, task.round)
+        assert found[name]["inputs"]["parameters"] == {"config": {"componentInputParameter": parameter}}
+        writers = {artifact: task_name(*writer) for artifact, writer in task.reads.items()}
+        assert found[name]["inputs"].get("artifacts", {}) == {
+            artifact: {"taskOutputArtifact": {"producerTask": writer, "outputArtifactKey": artifact}}
+            for artifact, writer in writers.items()
         }
-    assert set(task.get("dependentTasks", [])) == {WRITERS[artifact] for artifact in edges}
+        assert set(found[name].get("dependentTasks", [])) == set(writers.values())
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_every_step_has_its_share_of_the_cluster(
+def test_the_second_round_takes_what_second_changes(tmp_path: Path) -> None:
+    """Its sections reach it whole, through Kubeflow's whole numbers turned fractions."""
+    changes = {"cluster": {"layer": 1, "num_units": 50}, "pretrain": {"optim": {"beta1": 0.8}}}
+    params = {**PARAMS, "rounds": 2, "second": changes}
+    pipeline, _ = compile_with(params, tmp_path)
+    defaults = {n: p["defaultValue"] for n, p in pipeline["root"]["inputDefinitions"]["parameters"].items()}
+    for name in changes:
+        found = parse_section(name, SECTIONS[name], defaults[f"second_{name}"])
+        assert found == parse_round(name, params, 2) != parse_round(name, params, 1)
+        assert parse_section(name, SECTIONS[name], defaults[name]) == parse_round(name, params, 1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_its_share_of_the_cluster(
     pipeline: dict[str, Any], kubernetes: dict[str, Any], name: str
 ) -> None:
     container = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
@@ -121,17 +153,18 @@ def test_every_step_has_its_share_of_the_cluster(
     assert "ENV SONORANT_RUNS=/runs" in (ROOT / "docker" / "train.Dockerfile").read_text()
 
 
+@pytest.mark.parametrize("number", [1, 2])
 def test_pretraining_has_a_gpu_and_shared_memory(
-    pipeline: dict[str, Any], kubernetes: dict[str, Any]
+    pipeline: dict[str, Any], kubernetes: dict[str, Any], number: int
 ) -> None:
     executors = pipeline["deploymentSpec"]["executors"]
     accelerators = {
-        name: executors[f"exec-{name}"]["container"]["resources"].get("accelerator") for name in STEPS
+        name: executors[f"exec-{name}"]["container"]["resources"].get("accelerator") for name in TASKS
     }
-    gpu = accelerators.pop("pretrain")
+    gpu = accelerators[task_name("pretrain", number)]
     assert (gpu["resourceType"], gpu["resourceCount"]) == ("nvidia.com/gpu", "1")
-    assert set(accelerators.values()) == {None}
-    pod = kubernetes["exec-pretrain"]
+    assert {name for name, found in accelerators.items() if found} == {"pretrain", "pretrain-2"}
+    pod = kubernetes[f"exec-{task_name('pretrain', number)}"]
     (shared,) = pod["emptyDirMounts"]
     assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
     assert pod["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
@@ -158,16 +191,9 @@ def test_whole_numbers_come_back_and_others_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_changed_section_reaches_its_own_task_alone(
-    pipeline: dict[str, Any], tmp_path: Path, name: str
-) -> None:
-    changed, _ = compile_with({**PARAMS, name: {**PARAMS[name], "seed": 12_345}}, tmp_path)
+def test_a_changed_section_reaches_its_own_step_alone(pipeline: dict[str, Any], tmp_path: Path, name: str) -> None:
+    changed, _ = compile_with({**PARAMS, "rounds": 2, name: {**PARAMS[name], "seed": 12_345}}, tmp_path)
     before, after = (p["root"]["inputDefinitions"]["parameters"] for p in (pipeline, changed))
-    assert [n for n in SECTIONS if before[n] != after[n]] == [name]
-    assert after[name]["defaultValue"]["seed"] == 12_345
-    readers = [
-        n
-        for n, task in changed["root"]["dag"]["tasks"].items()
-        if task["inputs"]["parameters"]["config"]["componentInputParameter"] == name
-    ]
-    assert readers == [name]
+    mine = {parameter_name(task.step, task.round) for task in TASKS.values() if task.step == name}
+    assert {n for n in after if before[n] != after[n]} == mine
+    assert {after[n]["defaultValue"]["seed"] for n in mine} == {12_345}

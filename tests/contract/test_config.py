@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sonorant.config import SECTIONS, Section
-from sonorant.params import check_params, parse_section, read_params
+from sonorant.config import SECTIONS, ClusterConfig, PretrainConfig, Section
+from sonorant.params import TWICE, check_params, parse_round, parse_rounds, parse_section, read_params
 from sonorant.steps import STEPS
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
@@ -21,7 +21,8 @@ def params() -> dict[str, Any]:
 
 
 def test_params_has_exactly_the_sections_in_their_order(params: dict[str, Any]) -> None:
-    assert list(params) == list(SECTIONS)
+    assert [name for name in params if name in SECTIONS] == list(SECTIONS)
+    assert {name for name in params if name not in SECTIONS} == {"rounds", "second"}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -98,3 +99,57 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_override_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"^--set {text}: found no section.key=value"):
         read_params([PARAMS], [text])
+
+
+def test_a_second_round_is_said_beside_the_sections_or_not_at_all(params: dict[str, Any]) -> None:
+    check_params({**params, "rounds": 2})
+    first = {name: values for name, values in params.items() if name in SECTIONS}
+    check_params(first)
+    assert parse_rounds(first).rounds == 1
+    assert read_params([PARAMS], ["rounds=2"]) == {**params, "rounds": 2}
+
+
+def test_the_second_round_changes_the_sections_key_by_key(params: dict[str, Any]) -> None:
+    changes = {"optim": {"beta1": 0.8}, "phases": [{"weights": {"units": 2}}]}
+    params["second"] = {"cluster": {"layer": 3}, "pretrain": changes}
+    units, encoder = (parse_round(name, params, 2) for name in TWICE)
+    assert isinstance(units, ClusterConfig)
+    assert isinstance(encoder, PretrainConfig)
+    assert units == ClusterConfig.model_validate({**params["cluster"], "layer": 3})
+    assert (encoder.optim.beta1, encoder.optim.beta2) == (0.8, params["pretrain"]["optim"]["beta2"])
+    assert [phase.weights for phase in encoder.phases] == [{"units": 2}]
+    assert parse_round("cluster", params, 1) == ClusterConfig.model_validate(params["cluster"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["rounds=3"], "rounds: found 3, wanted less than or equal to 2"),
+        (["rounds=0"], "rounds: found 0, wanted greater than or equal to 1"),
+        (["rounds=two"], "rounds: found 'two', wanted a valid integer"),
+        (["rounds=2.0"], "rounds: found 2.0, wanted a valid integer"),
+        (["rounds=true"], "rounds: found True, wanted a valid integer"),
+        (["second.cluter={}"], "second.cluter: found an unknown key, wanted one that sonorant/config.py lists"),
+        (["second.pretrain=3"], "second.pretrain: found 3, wanted a valid dictionary"),
+        (["rounds=2", "second.cluster.layer=null"], "second.cluster.layer: found nothing, wanted a layer of the first"),
+        (["rounds=2", "second.cluster.layer=-1"], "second.cluster.layer: found -1, wanted greater than or equal"),
+        (["rounds=2", "second.cluster.layer=4"], "second.cluster.layer: found 4, wanted 0 to 3"),
+        (["rounds=2", "second.cluster.num_unit=4"], "second.cluster.num_unit: found an unknown key"),
+        (["rounds=2", "second.pretrain.encoder.num_heads=5"], "second.pretrain.encoder: dim 256 is not divisible"),
+        (["rounds=2", "cluster.num_unit=4"], "cluster.num_unit: found an unknown key"),
+    ],
+)
+def test_a_fault_in_rounds_is_named_once_and_on_one_line(overrides: list[str], wanted: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        check_params(read_params([PARAMS], overrides))
+    message = str(caught.value)
+    assert message.startswith(wanted)
+    assert "\n" not in message
+    assert ";" not in message
+
+
+def test_what_second_says_of_a_section_is_read_in_the_second_round_alone(params: dict[str, Any]) -> None:
+    params["second"]["cluster"] = {"num_units": 0}
+    check_params(params)
+    with pytest.raises(ValueError, match=r"^second\.cluster\.num_units: found 0"):
+        check_params({**params, "rounds": 2})

@@ -18,6 +18,7 @@ import yaml
 
 from pipelines.__main__ import main
 from pipelines.submission import submit_run
+from pipelines.train import graph_for
 from sonorant.params import read_params
 from sonorant.steps import STEPS
 
@@ -133,18 +134,22 @@ def command(*arguments: str) -> str | int | None:
     return stop.value.code
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
 def test_a_run_carries_the_pipeline_and_the_parameters(
-    kubeflow: Kubeflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kubeflow: Kubeflow, tmp_path: Path, capsys: pytest.CaptureFixture[str], rounds: int
 ) -> None:
-    assert command("submit", "--host", kubeflow.host, "--config", str(PARAMS), "--experiment", "speech") == 0
+    config = ("--config", str(PARAMS), "--set", f"rounds={rounds}")
+    assert command("submit", "--host", kubeflow.host, *config, "--experiment", "speech") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "5c3d1d6e-8a8e-4d0f-b7a5-2f8f7d3f6a22"
     (experiment,) = kubeflow.experiments
     assert experiment["display_name"] == "speech"
     (run,) = kubeflow.runs
     assert run["experiment_id"] == experiment["experiment_id"]
     assert run["display_name"].startswith("sonorant-train")
-    assert run["runtime_config"]["parameters"] == read_params([PARAMS])
-    assert command("compile", "--config", str(PARAMS), "--output", str(tmp_path / "train.yaml")) == 0
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters == graph_for(read_params([PARAMS], [f"rounds={rounds}"]))[1]
+    assert set(parameters) == {*STEPS, *({"second_cluster", "second_pretrain"} if rounds == 2 else ())}
+    assert command("compile", *config, "--output", str(tmp_path / "train.yaml")) == 0
     pipeline, platform = yaml.safe_load_all((tmp_path / "train.yaml").read_text())
     assert run["pipeline_spec"]["pipeline_spec"] == pipeline
     assert run["pipeline_spec"]["platform_spec"] == platform

@@ -12,6 +12,7 @@ import pytest
 
 from sonorant.steps import STEPS
 from sonorant.steps.step import digest_folder, read_record
+from tests.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -29,25 +30,27 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_every_step_runs_and_its_lineage_is_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_rounds", [1, 2])
+def test_every_step_runs_and_its_lineage_is_recorded(tmp_path: Path, num_rounds: int) -> None:
     command = [sys.executable, "-m", "pipelines", "run", "--local", "--root", str(tmp_path / "root")]
-    command += [word for override in TINY for word in ("--set", override)]
+    command += [word for override in [*TINY, f"rounds={num_rounds}"] for word in ("--set", override)]
     environment = {**os.environ, "SONORANT_RUNS": str(tmp_path / "runs")}
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
 
     (folder,) = (path for path in (tmp_path / "root").iterdir() if path.name.startswith("sonorant-train"))
-    digests: dict[str, str] = {}
-    for name, step in STEPS.items():
-        logged = json.loads((folder / name / "executor_output.json").read_text())["artifacts"]
+    digests: dict[tuple[str, tuple[str, int]], str] = {}
+    for task in workflow(num_rounds):
+        step, place = STEPS[task.step], folder / (task.step if task.round == 1 else f"{task.step}-{task.round}")
+        logged = json.loads((place / "executor_output.json").read_text())["artifacts"]
         assert logged["metrics"]["artifacts"][0]["metadata"]
         for artifact in step.outputs:
-            record = read_record(folder / name / artifact, artifact)
-            digests[artifact] = digest_folder(folder / name / artifact)
+            record = read_record(place / artifact, artifact)
+            digest = digests[artifact, (task.step, task.round)] = digest_folder(place / artifact)
             metadata = logged[artifact]["artifacts"][0]["metadata"]
-            assert metadata["digest"] == record["digest"] == digests[artifact]
-            assert metadata["inputs"] == {n: digests[n] for n in step.inputs if n not in step.optional}
-            assert metadata["step"] == name
+            assert metadata["digest"] == record["digest"] == digest
+            assert metadata["inputs"] == {name: digests[name, writer] for name, writer in task.reads.items()}
+            assert metadata["step"] == task.step
     # Every step finished, so nothing is kept for a retry.
     assert list((tmp_path / "runs").glob("*")) == []
 
