@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sonorant.params import check_params, read_params
+from sonorant.params import check_params, parse_round, read_params
 from sonorant.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +30,12 @@ def test_a_step_takes_these_flags(line: str) -> None:
     words = shlex.split(line.split("sonorant ", 1)[1], comments=True)
     step = STEPS[words[0]]
     flags = list(zip(words[1::2], words[2::2], strict=True))
-    paths = {flag.removeprefix("--") for flag, _ in flags if flag not in ("--config", "--set")}
+    paths = {flag.removeprefix("--") for flag, _ in flags if flag not in ("--config", "--set", "--round")}
     assert {*step.inputs, *step.outputs} - step.optional <= paths <= {*step.inputs, *step.outputs}
     configs = [ROOT / value for flag, value in flags if flag == "--config"]
-    check_params(read_params(configs, [value for flag, value in flags if flag == "--set"]))
+    params = read_params(configs, [value for flag, value in flags if flag == "--set"])
+    check_params(params)
+    parse_round(step.name, params, int(dict(flags).get("--round", "1")))
 
 
 @pytest.mark.parametrize("target", sorted({m for line in LINES for m in re.findall(r"^make ([a-z-]+)", line)}))
