@@ -55,8 +55,9 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     save_encoder(speech.encoder, model, layer=layer, num_units=config.num_units, provenance=provenance)
     fit.codebook.save(model / "codebook.safetensors")
     (model / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    (model / "README.md").write_text(model_card(config, layer, provenance, metrics))
-    shutil.copy(encoder / "journal.jsonl", model / "journal.jsonl")
+    (model / "README.md").write_text(model_card(config, speech, layer, provenance, metrics))
+    if (encoder / "journal.jsonl").is_file():  # one that transformers wrote has none
+        shutil.copy(encoder / "journal.jsonl", model / "journal.jsonl")
     return metrics
 
 
@@ -136,16 +137,34 @@ def commit() -> str | None:
     return f"{last}+" if changed else last or None
 
 
-def model_card(config: PublishConfig, layer: int, provenance: dict[str, Any], metrics: Metrics) -> str:
-    """README.md in the Hub's convention: data and licence, recipe, metrics with their command, limits."""
-    prepared, trained = provenance["corpus"], provenance["encoder"]
-    sources = ", ".join(f"{source['name']} ({source['kind']})" for source in prepared["config"]["sources"])
+def recipe_of(config: PublishConfig, provenance: dict[str, Any]) -> str:
+    """How the encoder was made, in a sentence."""
+    trained = provenance["encoder"]
+    if not trained["config"]:
+        return f"An encoder that transformers wrote, opened as it was: digest `{trained['digest']}`."
     phases = "; ".join(
         f"{phase['share']:.0%} of updates: " + ", ".join(f"{name} {w:g}" for name, w in phase["weights"].items())
         for phase in trained["config"]["phases"]
     )
+    return (
+        f"Task weights: {phases}. {trained['config']['num_updates']} updates of "
+        f"{trained['config']['batching']['batch_seconds']:g} s of audio,\nthe {config.network} network, made by "
+        f"sonorant at commit `{provenance['commit']}`. All settings: `provenance.json`."
+    )
+
+
+def model_card(
+    config: PublishConfig, speech: Speech, layer: int, provenance: dict[str, Any], metrics: Metrics
+) -> str:
+    """README.md in the Hub's convention: data and licence, recipe, metrics with their command, limits."""
+    prepared, trained = provenance["corpus"], provenance["encoder"]
+    sources = ", ".join(f"{source['name']} ({source['kind']})" for source in prepared["config"]["sources"])
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in {**trained["metrics"], **metrics}.items())
-    shape, batching = trained["config"]["encoder"], trained["config"]["batching"]
+    made = "Trained" if trained["config"] else "Units fitted"
+    standardised = """standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and
+`load` does; `load` adds 1e-5 to the variance and transformers 1e-7, which differ for speech below about -40 dB of full
+scale."""
+    recorded = "as they were recorded, 1 being full scale and nothing standardised, as `preprocessor_config.json` says."
     return f"""---
 license: {config.licence.split(":")[0]}
 library_name: transformers
@@ -155,8 +174,8 @@ tags: [speech, self-supervised, speech-units, sonorant]
 
 # A speech encoder and its units
 
-Frames of {shape["dim"]} dimensions every 20 ms from 16 kHz mono speech, and {config.num_units} unit tokens
-from layer {layer} of {shape["num_layers"]}.
+Frames of {speech.dim} dimensions every 20 ms from 16 kHz mono speech, and {config.num_units} unit tokens
+from layer {layer} of {speech.num_layers}.
 
 ```python
 from transformers import AutoModel
@@ -174,8 +193,7 @@ Licence of the data: {config.licence}.
 
 ## Recipe
 
-Task weights: {phases}. {trained["config"]["num_updates"]} updates of {batching["batch_seconds"]:g} s of audio,
-the {config.network} network, made by sonorant at commit `{provenance["commit"]}`. All settings: `provenance.json`.
+{recipe_of(config, provenance)}
 
 ## Metrics
 
@@ -189,8 +207,7 @@ Phone discrimination (ABX) and unit quality on the test split: `sonorant evaluat
 
 ## Limits
 
-Trained on the data named above alone: expect worse results on other languages, channels and speakers. Waveforms must
-be standardised (mean 0, variance 1) over the whole utterance, as `preprocessor_config.json` says and `load` does;
-`load` adds 1e-5 to the variance and transformers 1e-7, which differ for speech below about -40 dB of full scale.
+{made} on the data named above alone: expect worse results on other languages, channels and speakers.
+Waveforms must be {standardised if speech.encoder.config.standardised else recorded}
 Units are made from whole utterances where the codebook is centred (`publish.normalise: utterance_mean`).
 """
