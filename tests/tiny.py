@@ -13,18 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sonorant.config import EncoderConfig, PretrainConfig, TeacherConfig, UnitsConfig
-from sonorant.data.batching import Batch
+from sonorant.config import EncoderConfig, PretrainConfig, UtteranceConfig
+from sonorant.data.batching import Batch, split_in_halves
 from sonorant.data.corpus import Row, Taken, write_corpus
-from sonorant.data.frames import SAMPLE_RATE, frame_centres, num_frames, pack_waves
+from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, frame_centres, num_frames, pack_waves
 from sonorant.data.units import write_units
 from sonorant.models.encoder import Encoder
-from sonorant.models.teacher import Teacher
 from sonorant.steps.step import digest_folder, write_record
-from sonorant.tasks.task import Task
-from sonorant.tasks.teacher import Regression
-from sonorant.tasks.units import Units
-from sonorant.training.engine import Engine
+from sonorant.training.engine import Engine, build_engine
 
 POST_NORM = {"position_depth": 3, "position_kernel": 5, "pre_norm": False}
 """Data2VecAudio's layout, which is MT4SSL's."""
@@ -57,18 +53,42 @@ def make_encoder(seed: int = 0, **changes: Any) -> Encoder:
     return encoder.eval()
 
 
-def make_engine(seed: int = 0, num_units: int = 5, unmasked_weight: float = 0.0, **changes: Any) -> Engine:
-    """Both tasks on a random encoder whose teacher is not quite the student."""
-    encoder = make_encoder(seed, **changes)
-    config = TeacherConfig(num_layers=2)
-    tasks: dict[str, Task] = {
-        "units": Units(encoder.config.dim, num_units, UnitsConfig(unmasked_weight=unmasked_weight)),
-        "teacher": Regression(encoder.config.dim, config),
-    }
-    teacher = Teacher(encoder.context, config)
-    for part in (*tasks.values(), teacher):
-        shaken(part, seed + 1)
-    return Engine(encoder, tasks, teacher)
+TASK_SECTIONS: dict[str, Any] = {
+    "teacher": {"num_layers": 2, "start_decay": 0.9, "end_decay": 0.99, "ramp_updates": 4},
+    "codebooks": {"num_codes": 6},
+    "contrast": {"dim": 8, "num_negatives": 5},
+    "quantiser": {"num_groups": 2, "num_codes": 4, "dim": 8},
+    "waveform": {"channels": 8},
+    "spectrum": {"hidden_dim": 16},
+    "utterance": {"dim": 8},
+}
+"""Heads to match the tiny encoder."""
+ALL_TASKS = ("units", "teacher", "codebooks", "contrast", "diversity", "magnitude", "waveform", "spectrum", "utterance")
+
+
+def make_engine(
+    seed: int = 0,
+    num_units: int = 5,
+    unmasked_weight: float = 0.0,
+    tasks: Sequence[str] = ("units", "teacher"),
+    sections: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Engine:
+    """Tasks on a random encoder whose teacher is not quite the student; `changes` go to the encoder."""
+    torch.manual_seed(seed)
+    weights = dict.fromkeys(tasks, 1.0)
+    config = pretrain_config(
+        phases=[{"weights": weights}],
+        encoder=encoder_config(**changes).model_dump(mode="json"),
+        units={"unmasked_weight": unmasked_weight},
+        **(sections or {}),
+    )
+    engine = build_engine(config, num_units).eval()
+    shaken(engine.encoder, seed)
+    for part in (*engine.tasks.values(), engine.teacher, engine.quantizer):
+        if part is not None:
+            shaken(part, seed + 1)
+    return engine
 
 
 def noise(num_samples: int, seed: int = 0) -> NDArray[np.float32]:
@@ -86,24 +106,44 @@ def make_batch(lengths: Sequence[int], num_units: int = 5, seed: int = 0) -> Bat
         masks.append(mask)
         units.append(rng.integers(num_units, size=len(mask)))
     waves = [noise(length, seed + index) for index, length in enumerate(lengths)]
+    halves = [half for wave in waves for half in split_in_halves(wave, UtteranceConfig(), rng)]
     return Batch(
         torch.from_numpy(pack_waves(waves)),
         tuple(lengths),
         torch.from_numpy(np.concatenate(masks)),
         torch.from_numpy(np.concatenate(units)),
+        tuple(int(n) for n in rng.integers(2**62, size=len(lengths))),
+        torch.arange(len(lengths)) // 2,
+        torch.arange(len(lengths)) // 3,
+        torch.from_numpy(pack_waves(halves)),
+        tuple(len(half) for half in halves),
     )
 
 
 def alone(batch: Batch) -> list[Batch]:
     """Each utterance of a batch as a batch of its own."""
-    parts, sample, frame = [], 0, 0
-    for length in batch.num_samples:
-        frames = slice(frame, frame + num_frames(length))
-        units = None if batch.units is None else batch.units[frames]
-        parts.append(Batch(batch.waves[sample : sample + length], (length,), batch.mask[frames], units))
-        sample += math.ceil(length / 320) * 320
-        frame = frames.stop
+    assert batch.units is not None
+    assert batch.speakers is not None
+    assert batch.sources is not None
+    parts, sample, frame, half = [], 0, 0, 0
+    for row, length in enumerate(batch.num_samples):
+        frames, samples = slice(frame, frame + num_frames(length)), slice(sample, sample + grid(length))
+        lengths = batch.half_samples[2 * row : 2 * row + 2]
+        halves = slice(half, half + sum(grid(n) for n in lengths))
+        parts.append(
+            Batch(
+                batch.waves[samples][:length], (length,), batch.mask[frames], batch.units[frames],
+                batch.seeds[row : row + 1], batch.speakers[row : row + 1], batch.sources[row : row + 1],
+                None if batch.halves is None else batch.halves[halves], lengths,
+            )  # fmt: skip
+        )
+        sample, frame, half = samples.stop, frames.stop, halves.stop
     return parts
+
+
+def grid(num_samples: int) -> int:
+    """Samples that a wave takes up in a packed batch."""
+    return math.ceil(num_samples / HOP_SAMPLES) * HOP_SAMPLES
 
 
 # ---------------------------------------------------------------------------------------------------- corpus
@@ -151,7 +191,7 @@ def pretrain_values(**changes: Any) -> dict[str, Any]:
         "num_updates": 6,
         "phases": [{"weights": {"units": 1.0, "teacher": 1.0}}],
         "encoder": encoder_config().model_dump(mode="json"),
-        "teacher": {"num_layers": 2, "start_decay": 0.9, "end_decay": 0.99, "ramp_updates": 4},
+        **TASK_SECTIONS,
         "optim": {"learning_rate": 0.002, "warmup_share": 0.1, "decay_share": 0.3},
         "batching": {"batch_seconds": 4.0, "crop_seconds": 1.0},
         "log_every": 1,

@@ -520,8 +520,8 @@ class PretrainConfig(Section):
     )
     seed: int = 0
     log_every: int = Field(50, ge=1)
-    log_gradients_every: int = Field(
-        0, ge=0, description="each task's gradient norm on the encoder and their cosines; 0: never"
+    log_gradients: bool = Field(
+        False, description="with every entry: each task's gradient norm on the encoder, and their cosines"
     )
     checkpoint_every: int = Field(5_000, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -541,10 +541,10 @@ class PretrainConfig(Section):
                 raise ValueError(f"{name} {found} exceeds encoder.num_layers {layers}: lower it")
         if "diversity" in self.tasks and self.contrast.targets != "quantised":
             raise ValueError('diversity needs codes: found contrast.targets "projected", wanted "quantised": set that')
-        if self.sharding == "full" and (self.log_gradients_every or self.balance.at):
+        if self.sharding == "full" and (self.log_gradients or self.balance.at):
             raise ValueError(
                 "sharding full cannot compare tasks' gradients, of which each rank has a part: "
-                "unset log_gradients_every and balance.at, or sharding"
+                "unset log_gradients and balance.at, or sharding"
             )
         return self
 

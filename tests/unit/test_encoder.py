@@ -18,7 +18,6 @@ from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import load_encoder, save_encoder, to_transformers
 from sonorant.models.positions import convolve_over_time
 from sonorant.models.stem import strided_convolution
-from sonorant.models.teacher import averaged_targets
 from tests.tiny import LAYOUTS as PLAIN_LAYOUTS
 from tests.tiny import alone, make_batch, make_encoder, make_engine, noise
 
@@ -133,8 +132,9 @@ def test_packed_is_each_alone(layout: str, lengths: list[int]) -> None:
             z = engine.encoder.project(one.waves, one.num_samples)
             masked = engine.encoder.context(engine.encoder.mask(z, one.mask), rows)
             assert engine.teacher is not None
-            targets = averaged_targets(engine.teacher(z, rows).ffn, rows)
-        return (z, *masked.states, *masked.ffn, masked.output, targets)
+            everywhere = torch.ones_like(one.mask)
+            targets = engine.teacher.targets(z, rows, everywhere)
+        return (z, *masked.states, *masked.ffn, masked.output, *targets)
 
     together, singly = views(batch), [views(part) for part in parts]
     for packed, *others in zip(together, *singly, strict=True):

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonorant.data.frames import Ragged
-from sonorant.models.teacher import averaged_targets, instance_norm
+from sonorant.models.teacher import instance_norm
 from sonorant.tasks import build_tasks
-from sonorant.tasks.task import Views
-from sonorant.tasks.teacher import spread, squared_error
+from sonorant.tasks.task import moments, spread
+from sonorant.tasks.teacher import squared_error
 from sonorant.tasks.units import cross_entropy
 from tests.references import losses as slow
 from tests.references.mt4ssl import mt4ssl_loss
@@ -71,7 +71,7 @@ def test_squared_error_and_spread_are_the_loops(shape: tuple[int, int, int]) -> 
     # float32: seven digits.
     found = float(squared_error(predictions, targets.float()))
     assert found == pytest.approx(slow.squared_error(predictions.tolist(), targets.tolist()), rel=1e-5)
-    assert float(spread(predictions)) == pytest.approx(slow.spread(predictions.tolist()), rel=1e-5)
+    assert float(spread(moments(predictions))) == pytest.approx(slow.spread(predictions.tolist()), rel=1e-5)
 
 
 def test_gradient_of_squared_error() -> None:
@@ -83,7 +83,7 @@ def test_gradient_of_squared_error() -> None:
 
 def test_spread_of_frames_that_agree_is_a_thousandth() -> None:
     # √1e-6: what the guard against collapse then compares with 0.1 and 0.01.
-    assert float(spread(torch.ones(8, 3))) == pytest.approx(1e-3, rel=1e-4)
+    assert float(spread(moments(torch.ones(8, 3)))) == pytest.approx(1e-3, rel=1e-4)
 
 
 @settings(deadline=None, max_examples=25)
@@ -91,8 +91,7 @@ def test_spread_of_frames_that_agree_is_a_thousandth() -> None:
 def test_targets_are_the_loop(lengths: list[int], layers: int, seed: int) -> None:
     frames = Ragged(tuple(lengths))
     ffn = [3 * normal(frames.total, 4, seed=seed + layer) + 2 for layer in range(layers)]
-    found = averaged_targets(ffn, frames)
-    assert found.dtype == torch.float32
+    found = torch.stack([instance_norm(x.float(), frames) for x in ffn]).mean(0)
     for rows in frames.slices():
         wanted = torch.tensor(slow.averaged([layer[rows].tolist() for layer in ffn]))
         # float32 of values around 1, where a small variance may cost three digits.
@@ -163,14 +162,14 @@ def test_unmasked_frames_count_as_much_as_they_are_told() -> None:
 def test_accuracy_counts_masked_frames_that_are_right() -> None:
     engine, batch = make_engine(unmasked_weight=0.5), make_batch([4_000, 3_000])
     assert batch.units is not None
-    z = engine.encoder.project(batch.waves, batch.num_samples)
-    views = Views(Ragged.of_samples(batch.num_samples), batch.mask, batch.units)
-    views.masked = engine.encoder.context(engine.encoder.mask(z, batch.mask), views.frames)
-    guesses = engine.tasks["units"].head(views.masked.output).argmax(1)
+    task = engine.task("units")
+    views = engine.views(batch, {"units": task}, update=0)
+    assert views.masked is not None
+    guesses = task.head(views.masked.output).argmax(1)
     right = int(((guesses == batch.units) & batch.mask).sum())
-    assert int(engine.tasks["units"](views).sums["accuracy"]) == right
+    assert int(task(views, ()).sums["accuracy"]) == right
     views.units = guesses
-    assert int(engine.tasks["units"](views).sums["accuracy"]) == int(batch.mask.sum())
+    assert int(task(views, ()).sums["accuracy"]) == int(batch.mask.sum())
 
 
 def test_a_head_has_as_many_classes_as_there_are_units() -> None:
@@ -196,9 +195,9 @@ def test_the_targets_are_read_from_the_last_layers() -> None:
         student = engine.encoder.context(engine.encoder.mask(z, batch.mask), frames)
         predicted = engine.tasks["teacher"].head(student.output)
         ffn = engine.teacher(z, frames).ffn
+        normed = [instance_norm(x, frames)[batch.mask] for x in ffn]
         losses = [
-            float(squared_error(predicted[batch.mask], averaged_targets(ffn[-count:], frames)[batch.mask]))
-            for count in (1, 2, 3)
+            float(squared_error(predicted[batch.mask], torch.stack(normed[-count:]).mean(0))) for count in (1, 2, 3)
         ]
     # make_engine's teacher reads two layers.
     assert losses[1] == pytest.approx(found, rel=1e-5)

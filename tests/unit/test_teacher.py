@@ -17,9 +17,9 @@ BOTH = {"units": 1.0, "teacher": 1.0}
 
 
 def test_it_begins_as_a_copy_that_shares_nothing() -> None:
-    student = make_encoder().context
-    teacher = Teacher(student, TeacherConfig())
-    for mine, theirs in zip(teacher.context.parameters(), student.parameters(), strict=True):
+    student = make_encoder()
+    teacher = Teacher(student, TeacherConfig(num_layers=2))
+    for mine, theirs in zip(teacher.context.parameters(), student.context.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr()
 
@@ -48,7 +48,8 @@ def test_the_optimizer_does_not_move_it() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_after_an_update_it_is_the_formula(layout: str) -> None:
-    engine = make_engine(**LAYOUTS[layout])
+    teacher = {"num_layers": 2, "start_decay": 0.999, "end_decay": 0.9999, "ramp_updates": 30_000}
+    engine = make_engine(sections={"teacher": teacher}, **LAYOUTS[layout])
     assert engine.teacher is not None
     before = copy.deepcopy(engine.teacher.context)
     shaken(engine.encoder, seed=9)
@@ -69,8 +70,9 @@ def test_after_an_update_it_is_the_formula(layout: str) -> None:
 
 def test_it_stays_float32_beside_a_student_of_lower_precision() -> None:
     # At λ = 0.9999 a bfloat16 average would not move at all (pretraining.md §1.6).
-    student = make_encoder().context
-    teacher = Teacher(copy.deepcopy(student).bfloat16(), TeacherConfig(start_decay=0.9999, end_decay=0.9999))
+    student = make_encoder()
+    config = TeacherConfig(num_layers=2, start_decay=0.9999, end_decay=0.9999)
+    teacher = Teacher(copy.deepcopy(student).bfloat16(), config)
     before = copy.deepcopy(teacher)
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
     shaken(student)
@@ -82,13 +84,13 @@ def test_it_stays_float32_beside_a_student_of_lower_precision() -> None:
 
 @pytest.mark.parametrize(("update", "decay"), [(0, 0.999), (15_000, 0.99945), (30_000, 0.9999), (400_000, 0.9999)])
 def test_the_decay_ramps_and_then_stays(update: int, decay: float) -> None:
-    teacher = Teacher(make_encoder().context, TeacherConfig())
+    teacher = Teacher(make_encoder(), TeacherConfig(num_layers=2))
     assert teacher.decay(update) == pytest.approx(decay, abs=1e-12)
 
 
 def test_without_a_ramp_the_decay_is_its_end() -> None:
-    config = TeacherConfig(start_decay=0.5, end_decay=0.75, ramp_updates=0)
-    assert Teacher(make_encoder().context, config).decay(0) == 0.75
+    config = TeacherConfig(num_layers=2, start_decay=0.5, end_decay=0.75, ramp_updates=0)
+    assert Teacher(make_encoder(), config).decay(0) == 0.75
 
 
 def test_a_training_engine_leaves_it_in_evaluation() -> None:

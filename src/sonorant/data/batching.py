@@ -8,16 +8,18 @@ on how many there are.)
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig
+from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig, UtteranceConfig
 from sonorant.data import frames
 from sonorant.data.audio import standardise
 from sonorant.data.corpus import Utterance
@@ -30,27 +32,36 @@ NO_WAVE = np.zeros(0, np.float32)
 
 @dataclass
 class Batch:
-    """Utterances end to end: waves (N,) as pack_waves lays them, mask (F,), units (F,) or None."""
+    """Utterances end to end: waves (N,) as pack_waves lays them, mask (F,), units (F,) or None.
+
+    seeds has a number an utterance from which all its random numbers follow, the same however an update is divided;
+    speakers and sources (B,) number who speaks and in which corpus. halves (N',) are the two disjoint halves of each
+    utterance, one after the other, where a task compares them.
+    """
 
     waves: Tensor
     num_samples: tuple[int, ...]
     mask: Tensor
     units: Tensor | None = None
+    seeds: tuple[int, ...] = ()
+    speakers: Tensor | None = None
+    sources: Tensor | None = None
+    halves: Tensor | None = None
+    half_samples: tuple[int, ...] = ()
 
     @property
     def seconds(self) -> float:
         """Audio in it."""
         return sum(self.num_samples) / frames.SAMPLE_RATE
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every tensor moved."""
+        moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        units = None if self.units is None else self.units.to(device, non_blocking=True)
-        return Batch(
-            self.waves.to(device, non_blocking=True),
-            self.num_samples,
-            self.mask.to(device, non_blocking=True),
-            units,
-        )
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,16 @@ class Loader:
         rank: int = 0,
         num_ranks: int = 1,
         perturbation: PerturbationConfig | None = None,
+        halves: UtteranceConfig | None = None,
+        pin: bool = False,
     ) -> None:
+        """`halves`: how the halves of utterances are changed, where a task compares them; `pin`: for a GPU's sake."""
         self.utterances, self.units = list(utterances), units
+        self.halves, self.pin = halves, pin
+        self.speakers, self.sources = (
+            {name: number for number, name in enumerate(sorted(names))}
+            for names in ({u.speaker for u in self.utterances}, {u.source for u in self.utterances})
+        )
         self.batching, self.masking, self.seed = batching, masking, seed
         self.perturbation = perturbation or PerturbationConfig()
         self.rank, self.num_ranks = rank, num_ranks
@@ -143,8 +162,16 @@ class Loader:
             position += 1
 
     def _order(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.utterances)).tolist()
-        return order
+        rng = np.random.default_rng((self.seed, 0, epoch))
+        order: list[int] = rng.permutation(len(self.utterances)).tolist()
+        if (buckets := self.batching.length_buckets) == 1:
+            return order
+        # Utterances stay in random order within their class, and the classes' shuffled parts follow one another.
+        by_length = sorted(order, key=lambda row: min(self.utterances[row].num_frames, self.max_frames))
+        bounds = np.linspace(0, len(order), buckets + 1).astype(int)
+        classes = [set(by_length[start:end]) for start, end in pairwise(bounds)]
+        parts = [[row for row in order if row in members] for members in classes]
+        return [row for index in rng.permutation(buckets) for row in parts[index]]
 
     def _load(self, crops: Sequence[Crop], update: int) -> list[Batch]:
         masks = [
@@ -157,12 +184,13 @@ class Loader:
             [crop.num_frames for crop in crops], self.num_ranks * self.batching.micro_batches
         )
         mine = parts[self.rank :: self.num_ranks]
-        return [self._batch(crops, masks, rows, update) for rows in mine]
+        batches = [self._batch(crops, masks, rows, update) for rows in mine]
+        return [batch.moved(Tensor.pin_memory) for batch in batches] if self.pin else batches
 
     def _batch(
         self, crops: Sequence[Crop], masks: Sequence[NDArray[np.bool_]], rows: Sequence[int], update: int
     ) -> Batch:
-        waves, units = [], []
+        waves, units, halves = [], [], []
         for row in rows:
             crop, rng = crops[row], np.random.default_rng((self.seed, 4, update, row))
             # What is heard behind a crop is the update's next one, wherever that is computed.
@@ -172,11 +200,19 @@ class Loader:
             if self.units is not None:
                 source = frames_before(crop.num_frames, crop.warp, crop.num_source_frames)
                 units.append(self.units[crop.utterance.id][crop.first_frame + source])
+            if self.halves is not None:
+                halves += split_in_halves(waves[-1], self.halves, np.random.default_rng((self.seed, 5, update, row)))
+        spoken = [crops[row].utterance for row in rows]
         return Batch(
             torch.from_numpy(frames.pack_waves(waves)),
             tuple(len(wave) for wave in waves),
             torch.from_numpy(np.concatenate([masks[row] for row in rows])),
             torch.from_numpy(np.concatenate(units).astype(np.int64)) if units else None,
+            tuple(int(np.random.default_rng((self.seed, 6, update, row)).integers(2**62)) for row in rows),
+            torch.tensor([self.speakers[utterance.speaker] for utterance in spoken]),
+            torch.tensor([self.sources[utterance.source] for utterance in spoken]),
+            torch.from_numpy(frames.pack_waves(halves)) if halves else None,
+            tuple(len(half) for half in halves),
         )
 
 
@@ -184,6 +220,23 @@ def cut(crop: Crop) -> NDArray[np.float32]:
     """The crop's samples of its standardised utterance, as they were recorded."""
     start = crop.first_frame * frames.HOP_SAMPLES
     return standardise(crop.utterance.wave())[start : start + frames.num_samples(crop.num_source_frames)]
+
+
+def split_in_halves(
+    wave: NDArray[np.float32], config: UtteranceConfig, rng: np.random.Generator
+) -> list[NDArray[np.float32]]:
+    """Two parts of a wave without a common sample, each made louder or quieter, with noise, on the frame grid."""
+    num_frames = frames.num_frames(len(wave))
+    first = max(1, num_frames // 2)
+    # The first part's last window reaches into the frame after it.
+    begin = min(first + 1, num_frames - 1) * frames.HOP_SAMPLES
+    halves = []
+    for half in (wave[: frames.num_samples(first)], wave[begin:]):
+        gain = 10 ** (rng.uniform(-config.max_gain_db, config.max_gain_db) / 20)
+        snr_db = rng.uniform(config.min_snr_db, config.max_snr_db)
+        noise = rng.standard_normal(len(half), dtype=np.float32) * np.float32(half.std() * 10 ** (-snr_db / 20))
+        halves.append(np.float32(gain) * (half + noise))
+    return halves
 
 
 def check_labels(utterances: Iterable[Utterance], units: UnitStore) -> None:

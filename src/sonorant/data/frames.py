@@ -61,6 +61,15 @@ def pack_waves(waves: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
+def frame_starts(num_samples: Sequence[int]) -> NDArray[np.int64]:
+    """First sample of every frame of waves packed by `pack_waves`, (F,)."""
+    parts, start = [np.zeros(0, np.int64)], 0
+    for count in num_samples:
+        parts.append(start + HOP_SAMPLES * np.arange(num_frames(count)))
+        start += -(-count // HOP_SAMPLES) * HOP_SAMPLES
+    return np.concatenate(parts)
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Sequences of different lengths laid end to end without padding, in one array of `total` rows."""

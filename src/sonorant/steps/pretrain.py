@@ -16,22 +16,17 @@ def pretrain(config: PretrainConfig, *, corpus: In, units: In, encoder: Out, scr
     from sonorant.data.batching import Loader
     from sonorant.data.corpus import read_corpus
     from sonorant.data.units import UnitStore
-    from sonorant.models.encoder import Encoder
     from sonorant.models.huggingface import save_encoder, to_transformers
-    from sonorant.models.teacher import Teacher
-    from sonorant.tasks import build_tasks
     from sonorant.training.distributed import joined_ranks
-    from sonorant.training.engine import Engine
+    from sonorant.training.engine import build_engine
     from sonorant.training.loop import train
 
     with joined_ranks() as ranks:
         torch.manual_seed(config.seed)
         utterances = read_corpus(corpus, split="train")
         store = UnitStore(units)
-        student = Encoder(config.encoder)
-        tasks = build_tasks(config, store.num_units)
-        has_teacher = any("teacher" in task.views for task in tasks.values())
-        engine = Engine(student, tasks, Teacher(student.context, config.teacher) if has_teacher else None)
+        engine = build_engine(config, store.num_units)
+        student, tasks = engine.encoder, {name: engine.task(name) for name in engine.tasks}
         labels = store if any(task.needs_units for task in tasks.values()) else None
         loader = Loader(
             utterances,
@@ -42,6 +37,8 @@ def pretrain(config: PretrainConfig, *, corpus: In, units: In, encoder: Out, scr
             rank=ranks.rank,
             num_ranks=ranks.count,
             perturbation=config.perturbation,
+            halves=config.utterance if "utterance" in tasks else None,
+            pin=ranks.device.type == "cuda",
         )
         metrics = train(config, engine, loader, scratch, ranks)
         if ranks.is_first:
@@ -56,7 +53,10 @@ def pretrain(config: PretrainConfig, *, corpus: In, units: In, encoder: Out, scr
                 f"{name}.{key}": value.contiguous().cpu()
                 for name, task in tasks.items()
                 for key, value in task.state_dict().items()
+                if key != "window"
             }
+            if engine.quantizer is not None:
+                heads |= {f"quantizer.{key}": value.cpu() for key, value in engine.quantizer.state_dict().items()}
             save_file(heads, encoder / "heads.safetensors")
             shutil.copy(scratch / "journal.jsonl", encoder / "journal.jsonl")
     return metrics

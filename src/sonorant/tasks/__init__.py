@@ -1,21 +1,37 @@
-"""What pulls on the encoder: one file per task."""
+"""What pulls on the encoder: one file per task, named as recipes name it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from sonorant.config import PretrainConfig
+from sonorant.tasks.codebooks import Codebooks
+from sonorant.tasks.contrast import Contrast
+from sonorant.tasks.diversity import Diversity
+from sonorant.tasks.magnitude import Magnitude
+from sonorant.tasks.spectrum import Spectrum
 from sonorant.tasks.task import Task
 from sonorant.tasks.teacher import Regression
 from sonorant.tasks.units import Units
+from sonorant.tasks.utterance import Utterance
+from sonorant.tasks.waveform import Waveform
 
 
 def build_tasks(config: PretrainConfig, num_units: int) -> dict[str, Task]:
-    """A task for every name that has a weight above zero in some phase."""
-    dim = config.encoder.dim
+    """A task for every name that has a weight above zero at some time."""
+    encoder, quantiser = config.encoder, config.quantiser
+    num_target_dims = quantiser.dim if config.contrast.targets == "quantised" else encoder.dim
     builders: dict[str, Callable[[], Task]] = {
-        "units": lambda: Units(dim, num_units, config.units),
-        "teacher": lambda: Regression(dim, config.teacher),
+        "units": lambda: Units(encoder.dim, num_units, config.units),
+        "teacher": lambda: Regression(encoder.dim),
+        "codebooks": lambda: Codebooks(encoder.dim, config.target_layers, config.codebooks),
+        "contrast": lambda: Contrast(
+            encoder.dim, num_target_dims, (quantiser.num_groups, quantiser.num_codes), config.contrast
+        ),
+        "diversity": Diversity,
+        "magnitude": Magnitude,
+        "waveform": lambda: Waveform(encoder.stem_widths, config.waveform.channels),
+        "spectrum": lambda: Spectrum(encoder.dim, encoder.num_layers, config.spectrum),
+        "utterance": lambda: Utterance(encoder.dim, config.utterance),
     }
-    used = {name for phase in config.phases for name, weight in phase.weights.items() if weight}
-    return {name: build() for name, build in builders.items() if name in used}
+    return {name: build() for name, build in builders.items() if name in config.tasks}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from sonorant.config import TeacherConfig
-from sonorant.models.teacher import averaged_targets
-from sonorant.tasks.task import Outcome, Task, View, Views
+from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, spread
 
 
 def squared_error(predictions_MD: Tensor, targets_MD: Tensor) -> Tensor:
@@ -17,34 +16,32 @@ def squared_error(predictions_MD: Tensor, targets_MD: Tensor) -> Tensor:
     return (predictions_MD.float() - targets_MD).square().sum() / math.sqrt(predictions_MD.shape[1])
 
 
-def spread(x_MD: Tensor) -> Tensor:
-    """√(variance over frames + 1e-6), averaged over dimensions: near zero when all frames agree."""
-    return (x_MD.float().var(0, correction=0) + 1e-6).sqrt().mean()
-
-
-class Regression(Task):
+class Regression(Monitored):
     """One linear head on the last layer, trained by squared error."""
 
-    views: ClassVar[frozenset[View]] = frozenset({"masked", "teacher"})
+    views: Mapping[View, int | None] = {"masked": None, "teacher": None}
 
-    def __init__(self, dim: int, config: TeacherConfig) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.num_layers = config.num_layers
         self.head = nn.Linear(dim, dim)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.register_buffer("window", torch.zeros(2, 3, dim, dtype=torch.float64))
 
-    def forward(self, views: Views) -> Outcome:
-        """Squared error on masked frames; logs the spread of both sides, which collapse drives to zero."""
+    def forward(self, views: Views, whole: Shares) -> Outcome:
+        """Squared error on masked frames, against the mean of the target layers."""
+        del whole
         assert views.masked is not None
-        assert views.teacher is not None
-        targets = averaged_targets(views.teacher.ffn[-self.num_layers :], views.frames)[views.mask]
-        predictions = self.head(views.masked.output[views.mask])
-        loss = squared_error(predictions, targets)
-        count = len(targets)
-        sums = {
-            "squared_error": loss.detach(),
-            "target_std": spread(targets) * count,
-            "prediction_std": spread(predictions.detach()) * count,
+        assert views.targets is not None
+        targets_MD = views.targets.mean(0)
+        predictions_MD = self.head(views.masked.output[views.mask])
+        loss = squared_error(predictions_MD, targets_MD)
+        statistics = torch.stack([moments(targets_MD), moments(predictions_MD)])
+        return Outcome(loss, {}, statistics)
+
+    def watch(self) -> dict[str, float]:
+        """The spread of both sides, which collapse drives to zero."""
+        return {
+            f"{side}_std": float(spread(moments_3D))
+            for side, moments_3D in zip(("target", "prediction"), self.window, strict=True)
         }
-        return Outcome(loss, sums)

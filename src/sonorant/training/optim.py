@@ -23,12 +23,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(update: int, num_updates: int, config: OptimConfig) -> float:
-    """The rate of the update with this index from 0: linear warm-up, hold, exponential decay."""
+    """The rate of the update with this index from 0: linear warm-up, hold, decay along an exponential or a line."""
     warmup = round(config.warmup_share * num_updates)
     decay = round(config.decay_share * num_updates)
     if update < warmup:
         return config.learning_rate * (config.start_scale + (1 - config.start_scale) * update / warmup)
     if update < num_updates - decay:
         return config.learning_rate
-    scale: float = config.final_scale ** ((update - (num_updates - decay)) / decay)
+    done = (update - (num_updates - decay)) / decay
+    if config.decay == "linear":
+        return config.learning_rate * (1 + done * (config.final_scale - 1))
+    scale: float = config.final_scale**done
     return config.learning_rate * scale
