@@ -69,19 +69,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {name: read_record(path, name)["digest"] for name, path in paths.items() if path.exists()}
 
 
-def check_lineage(artifacts: Path) -> None:
-    """The published model's record leads back to the first round's units, each record naming the digest of the next."""
-    chain = [
-        ("model", "encoder"),
-        ("round-2/encoder", "units"),
-        ("round-2/units", "encoder"),
-        ("round-1/encoder", "units"),
-    ]
-    sources = [*(source for source, _ in chain[1:]), "round-1/units"]
-    for (artifact, given), source in zip(chain, sources, strict=True):
-        found, wanted = read_record(artifacts / artifact, artifact), read_record(artifacts / source, source)
-        assert found["inputs"][given] == wanted["digest"]
-    assert set(read_record(artifacts / "round-1/units", "units")["inputs"]) == {"corpus"}
+def units_behind(encoder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What an encoder's record alone says of each round, the last first: how its units and its encoder were made."""
+    record = read_record(encoder, "encoder")
+    lineage, made, found = record["lineage"], record, []
+    while True:
+        units = lineage[made["inputs"]["units"]]
+        assert (made["step"], units["step"]) == ("pretrain", "cluster")
+        found.append((units, made))
+        if "encoder" not in units["inputs"]:
+            return found
+        made = lineage[units["inputs"]["encoder"]]
 
 
 @pytest.fixture
@@ -117,12 +115,11 @@ def test_the_second_round_learns_units_of_the_first_rounds_encoder(
     # Batched frames equal single ones to 1e-4; a frame that lies so close to a border may change sides.
     assert same.mean() > 0.99
 
-    records = {n: [read_record(artifacts / f"round-{r}" / n, n) for r in (1, 2)] for n in ("units", "encoder")}
-    assert [record["config"]["num_updates"] for record in records["encoder"]] == [2, 3]
-    assert records["units"][1]["inputs"]["encoder"] == records["encoder"][0]["digest"]
-    assert [record["inputs"]["units"] for record in records["encoder"]] == [
-        record["digest"] for record in records["units"]
-    ]
+    (units, trained), (first_units, first_trained) = units_behind(artifacts / "round-2" / "encoder")
+    assert (trained["config"]["num_updates"], first_trained["config"]["num_updates"]) == (3, 2)
+    assert (units["config"]["layer"], first_units["config"]["layer"]) == (1, None)
+    assert trained["inputs"]["units"] == read_record(artifacts / "round-2" / "units", "units")["digest"]
+    assert first_trained["inputs"]["units"] == read_record(artifacts / "round-1" / "units", "units")["digest"]
     # Nothing of either round is kept for a retry, so neither ran in the other's folder.
     assert list((tones / "runs").iterdir()) == []
 
@@ -196,7 +193,10 @@ def test_dvc_runs_as_many_rounds_as_asked_for_and_keeps_both(tmp_path: Path) -> 
     assert set(two) == set(ARTIFACTS)
     assert {name for name in one if one[name] != two[name]} == {"model", "report"}
     assert two["round-1/units"] != two["round-2/units"]
-    check_lineage(tmp_path / "artifacts")
+    model = read_record(tmp_path / "artifacts" / "model", "model")
+    assert model["inputs"]["encoder"] == two["round-2/encoder"]
+    # The model alone leads back to the first round's units, and further.
+    assert set(model["lineage"]) == {*(two[name] for name in ARTIFACTS[:4]), model["inputs"]["corpus"]}
 
     # Both are in the cache: nothing runs again.
     assert repro(1) == []

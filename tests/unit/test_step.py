@@ -88,6 +88,17 @@ def test_an_artifact_says_how_it_was_made(tmp_path: Path) -> None:
     assert set(read_record(tmp_path / "s", "s")["inputs"]) == {"numbers", "more"}
 
 
+def test_an_artifact_knows_all_that_it_was_made_from(tmp_path: Path) -> None:
+    count({"number": 4}, numbers=tmp_path / "n")
+    add({}, numbers=tmp_path / "n", sums=tmp_path / "s", rests=tmp_path / "r")
+    add({"number": 2}, numbers=tmp_path / "s", sums=tmp_path / "s2", rests=tmp_path / "r2")
+    first, second, third = (read_record(tmp_path / name, name) for name in ("n", "s", "s2"))
+    assert first["lineage"] == {}
+    assert second["lineage"] == {first["digest"]: {"step": "count", "config": {"number": 4}, "inputs": {}}}
+    made = {"step": "add", "config": {"number": 3}, "inputs": {"numbers": first["digest"]}}
+    assert third["lineage"] == {**second["lineage"], second["digest"]: made}
+
+
 def test_the_same_work_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         count({"number": 4, "num_workers": len(name)}, numbers=str(tmp_path / name))

@@ -6,7 +6,8 @@ inputs, gives the function a fresh folder for each output, and moves the folders
 function has returned. So a step that is killed leaves nothing where an artifact should be.
 
 Every artifact is a folder. In it `artifact.json` says which step made it, from which configuration and
-inputs, and the digest of its files; it holds no time and no host, so the same work gives the same bytes.
+inputs, and the digest of its files, and the same of all that these were made from; it holds no time and no host, so the
+same work gives the same bytes.
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ class Step:
         outputs = {n: Path(str(paths[n])) for n in self.outputs}
         for name, path in outputs.items():
             check_replaceable(path, name, inputs.values())
+        given = {name: read_record(path, name) for name, path in inputs.items()}
         record = {
             "step": self.name,
             "sonorant": __version__,
             "config": section.model_dump(mode="json"),
-            "inputs": {name: read_record(path, name)["digest"] for name, path in inputs.items()},
+            "inputs": {name: about["digest"] for name, about in given.items()},
         }
         # torchrun starts one process a rank; the first one owns the folders.
         is_first = os.environ.get("RANK", "0") == "0"
@@ -109,6 +111,7 @@ class Step:
                 path.mkdir(parents=True)
             metrics = self.function(section, **arguments)
             record["libraries"] = library_versions()
+            record["lineage"] = lineage_of(given.values())
             for name, path in staged.items():
                 about = {"artifact": name, "metrics": metrics, "digest": digest_folder(path)}
                 write_record(path, {**record, **about})
@@ -182,6 +185,15 @@ def check_replaceable(path: Path, name: str, inputs: Collection[Path]) -> None:
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write what the artifact says of itself."""
     (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def lineage_of(inputs: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """By digest, what made each input, each input's input, and so on: step, configuration and the inputs' digests."""
+    lineage: dict[str, Any] = {}
+    for record in inputs:
+        made = {key: record[key] for key in ("step", "config", "inputs") if key in record}
+        lineage |= {**record.get("lineage", {}), record["digest"]: made}
+    return lineage
 
 
 def library_versions() -> dict[str, str]:
