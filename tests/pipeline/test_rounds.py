@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -67,6 +68,12 @@ def digests(folder: Path) -> dict[str, str]:
     """The digests of those artifacts that are there."""
     paths = {name: folder / "artifacts" / name for name in ARTIFACTS}
     return {name: read_record(path, name)["digest"] for name, path in paths.items() if path.exists()}
+
+
+def published(folder: Path) -> tuple[int, str]:
+    """How many rounds the published model says it is of, and its encoder's digest."""
+    provenance = json.loads((folder / "artifacts" / "model" / "provenance.json").read_text())
+    return provenance["rounds"], provenance["encoder"]["digest"]
 
 
 def units_behind(encoder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -185,16 +192,16 @@ def test_dvc_runs_as_many_rounds_as_asked_for_and_keeps_both(tmp_path: Path) -> 
     assert repro(1) == ["prepare", "cluster", "pretrain", "publish", "evaluate"]
     one = digests(tmp_path)
     assert set(one) == {"round-1/units", "round-1/encoder", "model", "report"}
-    encoder = json.loads((tmp_path / "artifacts/model/provenance.json").read_text())["encoder"]
-    assert encoder["digest"] == one["round-1/encoder"]
+    assert published(tmp_path) == (1, one["round-1/encoder"])
 
     assert repro(2) == ["second/dvc.yaml:cluster", "second/dvc.yaml:pretrain", "publish", "evaluate"]
     two = digests(tmp_path)
     assert set(two) == set(ARTIFACTS)
     assert {name for name in one if one[name] != two[name]} == {"model", "report"}
     assert two["round-1/units"] != two["round-2/units"]
+    assert published(tmp_path) == (2, two["round-2/encoder"])
+    assert '"rounds": 2' in html.unescape((tmp_path / "artifacts" / "report" / "report.html").read_text())
     model = read_record(tmp_path / "artifacts" / "model", "model")
-    assert model["inputs"]["encoder"] == two["round-2/encoder"]
     # The model alone leads back to the first round's units, and further.
     assert set(model["lineage"]) == {*(two[name] for name in ARTIFACTS[:4]), model["inputs"]["corpus"]}
 

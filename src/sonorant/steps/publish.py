@@ -51,6 +51,7 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
         "encoder": {key: trained[key] for key in ("config", "digest", "inputs", "metrics")},
         "libraries": library_versions(),
         "publish": config.model_dump(mode="json"),
+        "rounds": sum(made.get("step") == "pretrain" for made in (trained, *trained.get("lineage", {}).values())),
     }
     save_encoder(speech.encoder, model, layer=layer, num_units=config.num_units, provenance=provenance)
     fit.codebook.save(model / "codebook.safetensors")
