@@ -17,7 +17,6 @@ from sonorant.data.frames import Ragged, num_frames, pack_waves
 from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import load_encoder, save_encoder, to_transformers
 from sonorant.models.positions import convolve_over_time
-from sonorant.models.stem import strided_convolution
 from tests.tiny import LAYOUTS as PLAIN_LAYOUTS
 from tests.tiny import alone, make_batch, make_encoder, make_engine, noise
 
@@ -217,22 +216,6 @@ def test_dropout_and_dropped_layers_act_in_training_alone() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ convolution
-
-
-@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2), (7, 4), (4, 4), (5, 3)])
-@pytest.mark.parametrize("rows", [11, 12, 13, 30])
-def test_strided_convolution_is_conv1d(kernel: int, stride: int, rows: int) -> None:
-    x = torch.randn(rows, 3, dtype=torch.float64)
-    weight = torch.randn(4, 3, kernel, dtype=torch.float64)
-    wanted = F.conv1d(x.T[None], weight, stride=stride)[0].T
-    torch.testing.assert_close(strided_convolution(x, weight, stride), wanted)
-
-
-@pytest.mark.parametrize(("kernel", "stride"), [(10, 5), (3, 2), (2, 2)])
-def test_strided_convolution_has_the_right_gradient(kernel: int, stride: int) -> None:
-    x = torch.randn(13, 2, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, 2, kernel, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: strided_convolution(a, b, stride), (x, weight))
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 6, 7])
