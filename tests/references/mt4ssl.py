@@ -1,100 +1,14 @@
-"""MT4SSL's whole loss once more, from pretraining.md §0 and §2 alone: float64, one utterance at a time, no padding.
-
-Written in elementary operations (no convolution, normalisation or attention function of torch's), so that what is
-compared with it shares neither code nor layout. Parameters come by the name the encoder, teacher and heads give them.
-"""
+"""MT4SSL's whole loss once more, from pretraining.md §2 alone, on the plain network of §0."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-STEM = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
-Parameters = Mapping[str, Tensor]
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x Φ(x)."""
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Each row to mean 0 and variance 1, eps 1e-5, then scale and shift."""
-    centred = x - x.mean(-1, keepdim=True)
-    normed = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-    return normed if weight is None or bias is None else normed * weight + bias
-
-
-def linear(x: Tensor, parameters: Parameters, name: str) -> Tensor:
-    """x Wᵀ + b."""
-    return x @ parameters[f"{name}.weight"].T + parameters[f"{name}.bias"]
-
-
-def stem(wave: Tensor, parameters: Parameters) -> Tensor:
-    """(S,) to (T, C): convolution, LayerNorm over channels, GELU, seven times."""
-    x = wave[:, None]
-    for index, (kernel, stride) in enumerate(STEM):
-        weight = parameters[f"encoder.stem.weights.{index}"]
-        rows = []
-        for start in range(0, len(x) - kernel + 1, stride):
-            window = x[start : start + kernel]
-            rows.append((weight * window.T).sum((1, 2)))
-        norm = f"encoder.stem.norms.{index}"
-        x = gelu(layer_norm(torch.stack(rows), parameters[f"{norm}.weight"], parameters[f"{norm}.bias"]))
-    return x
-
-
-def position(x: Tensor, parameters: Parameters, where: str, depth: int, groups: int) -> Tensor:
-    """Stacked grouped convolutions that see as far as the utterance goes, each with LayerNorm and GELU."""
-    for index in range(depth):
-        weight, bias = parameters[f"{where}.position.weights.{index}"], parameters[f"{where}.position.biases.{index}"]
-        width, kernel = weight.shape[1], weight.shape[2]
-        rows = []
-        for t in range(len(x)):
-            parts = []
-            for group in range(groups):
-                channels = slice(group * width, (group + 1) * width)
-                total = bias[channels]
-                for tap in range(kernel):
-                    source = t + tap - kernel // 2
-                    if 0 <= source < len(x):
-                        total = total + weight[channels, :, tap] @ x[source, channels]
-                parts.append(total)
-            rows.append(torch.cat(parts))
-        x = gelu(layer_norm(torch.stack(rows)))
-    return x
-
-
-def attention(x: Tensor, parameters: Parameters, layer: str, num_heads: int) -> Tensor:
-    """softmax(q kᵀ / √E) v for each head."""
-    q, k, v = linear(x, parameters, f"{layer}.qkv").chunk(3, dim=1)
-    width = x.shape[1] // num_heads
-    mixed = []
-    for head in range(num_heads):
-        part = slice(head * width, (head + 1) * width)
-        scores = torch.exp(q[:, part] @ k[:, part].T / math.sqrt(width))
-        mixed.append(scores / scores.sum(1, keepdim=True) @ v[:, part])
-    return linear(torch.cat(mixed, dim=1), parameters, f"{layer}.attention_out")
-
-
-def context(
-    z: Tensor, parameters: Parameters, where: str, *, depth: int, groups: int, num_layers: int, num_heads: int
-) -> tuple[Tensor, list[Tensor]]:
-    """Post-norm transformer: the last layer's frames, and each layer's second feed-forward product."""
-    x = z + position(z, parameters, where, depth, groups)
-    x = layer_norm(x, parameters[f"{where}.norm.weight"], parameters[f"{where}.norm.bias"])
-    products = []
-    for index in range(num_layers):
-        layer = f"{where}.layers.{index}"
-        x = x + attention(x, parameters, layer, num_heads)
-        x = layer_norm(x, parameters[f"{layer}.attention_norm.weight"], parameters[f"{layer}.attention_norm.bias"])
-        product = linear(gelu(linear(x, parameters, f"{layer}.ffn_in")), parameters, f"{layer}.ffn_out")
-        products.append(product)
-        x = layer_norm(x + product, parameters[f"{layer}.ffn_norm.weight"], parameters[f"{layer}.ffn_norm.bias"])
-    return x, products
+from tests.references.network import Parameters, Shape, linear, project, student, teacher
 
 
 def mt4ssl_loss(
@@ -102,32 +16,21 @@ def mt4ssl_loss(
     waves: Sequence[Tensor],
     masks: Sequence[Tensor],
     units: Sequence[Tensor],
-    *,
-    depth: int,
-    groups: int,
-    num_layers: int,
-    num_heads: int,
+    shape: Shape,
     num_targets: int,
 ) -> Tensor:
     """(1 / M) [Σ CE + (1 / √D) Σ ‖ŷ − y‖²] over the M masked frames of all utterances."""
-    shape = {"depth": depth, "groups": groups, "num_layers": num_layers, "num_heads": num_heads}
     total, masked_frames = torch.zeros((), dtype=torch.float64), 0
     for wave, mask, labels in zip(waves, masks, units, strict=True):
-        norm = "encoder.stem_norm"
-        features = layer_norm(stem(wave, parameters), parameters[f"{norm}.weight"], parameters[f"{norm}.bias"])
-        z = linear(features, parameters, "encoder.projection")
-        hidden = torch.stack([parameters["encoder.mask_embedding"] if m else z[t] for t, m in enumerate(mask.tolist())])
-        student, _ = context(hidden, parameters, "encoder.context", **shape)
-        with torch.no_grad():
-            _, products = context(z.detach(), parameters, "teacher.context", **shape)
-            target = torch.zeros_like(z)
-            for product in products[-num_targets:]:
-                centred = product - product.mean(0)
-                target = target + centred / (centred.pow(2).mean(0) + 1e-5).sqrt() / num_targets
+        z = project(wave, parameters)
+        heard = student(z, mask, parameters, shape)
+        target = torch.zeros_like(z)
+        for layer in teacher(z, parameters, shape)[-num_targets:]:
+            target = target + layer / num_targets
         for t in mask.nonzero()[:, 0].tolist():
-            logits = linear(student[t], parameters, "tasks.units.head")
+            logits = linear(heard[t], parameters, "tasks.units.head")
             total = total + torch.log(torch.exp(logits).sum()) - logits[labels[t]]
-            predicted = linear(student[t], parameters, "tasks.teacher.head")
+            predicted = linear(heard[t], parameters, "tasks.teacher.head")
             total = total + (predicted - target[t]).pow(2).sum() / math.sqrt(len(predicted))
             masked_frames += 1
     return total / masked_frames

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from sonorant.data.frames import Ragged
 from sonorant.models.teacher import instance_norm
 from sonorant.tasks import build_tasks
+from sonorant.tasks.codebooks import Codebooks
 from sonorant.tasks.task import moments, spread
 from sonorant.tasks.teacher import squared_error
 from sonorant.tasks.units import cross_entropy
 from tests.references import losses as slow
+from tests.references.dinosr import Codebook, dinosr_update
 from tests.references.mt4ssl import mt4ssl_loss
+from tests.references.network import Shape
 from tests.tiny import POST_NORM, alone, make_batch, make_engine, pretrain_config
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
@@ -111,9 +114,11 @@ def test_a_single_frame_has_the_target_zero() -> None:
 
 # ------------------------------------------------------------------------------------------------------ tasks
 
+SHAPE = Shape(depth=3, groups=4, num_layers=3, num_heads=2)
+"""Of POST_NORM's tiny encoder with three layers."""
+
 
 def test_mt4ssl_is_its_specification() -> None:
-    shape = {"depth": 3, "groups": 4, "num_layers": 3, "num_heads": 2}
     engine = make_engine(**POST_NORM, num_layers=3)
     batch = make_batch([2_600, 400, 1_700])
     loss = engine(batch, {"units": 1.0, "teacher": 1.0})[0] / batch.mask.sum()
@@ -129,7 +134,7 @@ def test_mt4ssl_is_its_specification() -> None:
         [part.waves.double() for part in parts],
         [part.mask for part in parts],
         [part.units for part in parts if part.units is not None],
-        **shape,
+        SHAPE,
         num_targets=2,
     )
     wanted.backward()
@@ -143,6 +148,51 @@ def test_mt4ssl_is_its_specification() -> None:
         assert gradient is not None
         assert gradient.abs().max() > 1e-6, f"{name}: a gradient of nothing proves nothing"
         torch.testing.assert_close(found[name].double(), gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_dinosr_is_its_specification() -> None:
+    """Loss, gradients, and what two consecutive updates make of the codebooks."""
+    sections = {"codebooks": {"num_codes": 6, "decay": 0.9}}
+    engine = make_engine(tasks=["codebooks"], sections=sections, **POST_NORM, num_layers=3)
+    task = engine.task("codebooks")
+    assert isinstance(task, Codebooks)
+    assert task.state.shape == (2, 6, 33)
+    books = [Codebook(book[:, :-1].tolist(), book[:, -1].tolist()) for book in task.state.double()]
+    optimizer = torch.optim.SGD([p for p in engine.parameters() if p.requires_grad], lr=0.1)
+    hit, before = [], task.state.clone()
+    for update, lengths in enumerate([[2_600, 400, 1_700], [2_000, 900]]):
+        batch = make_batch(lengths, seed=update)
+        parameters = {
+            name: p.detach().double().requires_grad_(p.requires_grad) for name, p in engine.named_parameters()
+        }
+        optimizer.zero_grad()
+        loss = engine(batch, {"codebooks": 1.0}, update)[0] / batch.mask.sum()
+        loss.backward()
+        parts = alone(batch)
+        waves, masks = [part.waves.double() for part in parts], [part.mask for part in parts]
+        wanted = dinosr_update(parameters, books, waves, masks, SHAPE, decay=0.9)
+        wanted.backward()
+        # Float32 against float64: seven digits, of which long sums cost one or two.
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+        for name, p in engine.named_parameters():
+            assert (p.grad is None) == (parameters[name].grad is None) == name.startswith("teacher"), name
+            if p.grad is None:
+                continue
+            gradient = parameters[name].grad
+            assert gradient is not None
+            assert gradient.abs().max() > 1e-6, f"{name}: a gradient of nothing proves nothing"
+            torch.testing.assert_close(p.grad.double(), gradient, atol=1e-5, rtol=1e-5, msg=name)
+        optimizer.step()
+        assert torch.equal(task.state, before), "the codebooks move when the update is done, not before"
+        engine.after_update(update + 1)
+        hit.append((task.state != before).any(2))
+        before = task.state.clone()
+        rows = [[[*s, n] for s, n in zip(book.sums, book.counts, strict=True)] for book in books]
+        # Sums of a few frames of values around 1, in float32.
+        torch.testing.assert_close(task.state.double(), torch.tensor(rows, dtype=torch.float64), atol=1e-5, rtol=1e-5)
+    moved = torch.stack(hit)
+    assert moved.any(), "nothing was hit"
+    assert not moved.all(), "no code was spared: the test says nothing about these"
 
 
 def test_unmasked_frames_count_as_much_as_they_are_told() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import CodebooksConfig
-from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, perplexity
+from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, perplexity, precise
 
 
 def nearest_codes(frames_KMD: Tensor, codewords_KVD: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def moving_average(state_KVE: Tensor, fresh_KVE: Tensor, decay: float) -> Tensor
 
 def codebook_loss(logits_KMV: Tensor, codes_KM: Tensor) -> Tensor:
     """-Σ log p(code) over frames, in nats, float32, mean over codebooks."""
-    return F.cross_entropy(logits_KMV.flatten(0, 1).float(), codes_KM.flatten(), reduction="sum") / len(logits_KMV)
+    return F.cross_entropy(precise(logits_KMV).flatten(0, 1), codes_KM.flatten(), reduction="sum") / len(logits_KMV)
 
 
 class Codebooks(Monitored):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import ContrastConfig
-from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, perplexity, spread
+from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, perplexity, precise, spread
 
 NEVER = -1e4
 """A logit that takes no part: finite, because -inf minus -inf is not a number; e^-10000 is 0 in float32."""
@@ -36,7 +36,7 @@ def draw_negatives(uniform_MN: Tensor, positions_M: Tensor, min_distance: int) -
 
 def info_nce(scores_ML: Tensor, is_allowed_ML: Tensor) -> Tensor:
     """-Σ log softmax(scores)[0] among those allowed; the first is the true one's, (M, 1 + N), float32."""
-    scores_ML = scores_ML.float().masked_fill(~is_allowed_ML, NEVER)
+    scores_ML = precise(scores_ML).masked_fill(~is_allowed_ML, NEVER)
     return -scores_ML.log_softmax(1)[:, 0].sum()
 
 

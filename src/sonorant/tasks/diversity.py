@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sonorant.tasks.task import Outcome, Per, Shares, Task, View, Views
+from sonorant.tasks.task import Outcome, Per, Shares, Task, View, Views, precise
 
 
 def unused_share(probabilities_GV: Tensor) -> Tensor:
     """(GV − Σ_g exp(H(p_g))) / GV of mean probabilities: 0 where all codes are used alike, near 1 where one is."""
-    probabilities_GV = probabilities_GV.float()
+    probabilities_GV = precise(probabilities_GV)
     entropy_G = -(probabilities_GV * torch.log(probabilities_GV + 1e-7)).sum(1)
     return 1 - entropy_G.exp().sum() / probabilities_GV.numel()
 

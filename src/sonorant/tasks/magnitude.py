@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sonorant.tasks.task import Outcome, Per, Shares, Task, View, Views
+from sonorant.tasks.task import Outcome, Per, Shares, Task, View, Views, precise
 
 
 def mean_square(stem_FC: Tensor) -> Tensor:
     """Σ over frames of the mean square of their channels, float32."""
-    return stem_FC.float().square().mean(1).sum()
+    return precise(stem_FC).square().mean(1).sum()
 
 
 class Magnitude(Task):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sonorant.config import SpectrumConfig
 from sonorant.data.frames import SAMPLE_RATE, WINDOW_SAMPLES, frame_starts
 from sonorant.models.teacher import instance_norm
-from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, spread
+from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, precise, spread
 
 FFT_SAMPLES = 512
 NUM_POWERS = FFT_SAMPLES // 2 + 1
@@ -67,7 +67,7 @@ def mel_bands(num_bands: int) -> NDArray[np.float32]:
 
 def absolute_error(predictions_FX: Tensor, targets_FX: Tensor) -> Tensor:
     """Σ over frames of the mean absolute error over dimensions, float32."""
-    return (predictions_FX.float() - targets_FX.float()).abs().mean(1).sum()
+    return (precise(predictions_FX) - precise(targets_FX)).abs().mean(1).sum()
 
 
 class Spectrum(Monitored):

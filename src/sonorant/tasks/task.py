@@ -141,6 +141,11 @@ class Monitored(Task, ABC):
         """Numbers on a window that is not empty."""
 
 
+def precise(x: Tensor) -> Tensor:
+    """At least float32: what is lower is raised, float64 stays, so that `gradcheck` can look at a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def moments(x_MD: Tensor) -> Tensor:
     """Count, sum and sum of squares of each dimension, (3, D) float64: spreads add up where they are sums."""
     x_MD = x_MD.detach().double()

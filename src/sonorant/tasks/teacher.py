@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, spread
+from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, precise, spread
 
 
 def squared_error(predictions_MD: Tensor, targets_MD: Tensor) -> Tensor:
     """Σ ‖ŷ − y‖² / √D over frames, float32 (pretraining.md §2.1)."""
-    return (predictions_MD.float() - targets_MD).square().sum() / math.sqrt(predictions_MD.shape[1])
+    return (precise(predictions_MD) - targets_MD).square().sum() / math.sqrt(predictions_MD.shape[1])
 
 
 class Regression(Monitored):

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import UnitsConfig
-from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, perplexity
+from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, perplexity, precise
 
 
 def cross_entropy(logits_MV: Tensor, units_M: Tensor) -> Tensor:
     """-Σ log p(unit), in nats, float32."""
-    return F.cross_entropy(logits_MV.float(), units_M, reduction="sum")
+    return F.cross_entropy(precise(logits_MV), units_M, reduction="sum")
 
 
 def cosine_logits(projected_ME: Tensor, embeddings_VE: Tensor, temperature: float) -> Tensor:
     """cos(frame, unit's embedding) / τ as one matrix product, (M, V) float32 (HuBERT, eq. 3)."""
     with torch.autocast(projected_ME.device.type, enabled=False):
-        frames, units = (F.normalize(x.float(), dim=1, eps=1e-8) for x in (projected_ME, embeddings_VE))
+        frames, units = (F.normalize(precise(x), dim=1, eps=1e-8) for x in (projected_ME, embeddings_VE))
         return frames @ units.T / temperature
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import UtteranceConfig
-from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, spread
+from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, precise, spread
 
 NEVER = -1e4
 """A logit that takes no part, and finite: e^-10000 is 0 in float32."""
@@ -28,7 +28,7 @@ def nt_xent(rows_RD: Tensor, is_negative_RR: Tensor, temperature: float) -> tupl
 
     rows_RD have length one; rows 2i and 2i + 1 are partners. Scores are cosines / τ, float32.
     """
-    rows_RD = rows_RD.float()
+    rows_RD = precise(rows_RD)
     scores_RR = rows_RD @ rows_RD.T / temperature
     own_R = torch.arange(len(rows_RD), device=rows_RD.device)
     partner_R = own_R ^ 1

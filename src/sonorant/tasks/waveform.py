@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.data.frames import HOP_SAMPLES, STEM_KERNELS, STEM_STRIDES, num_samples
-from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, spread
+from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, precise, spread
 
 
 def absolute_error(predictions: Tensor, targets: Tensor) -> Tensor:
     """Σ |ŷ − y|, float32."""
-    return (predictions.float() - targets.float()).abs().sum()
+    return (precise(predictions) - precise(targets)).abs().sum()
 
 
 class Decoder(nn.Module):
