@@ -219,6 +219,27 @@ def test_the_gated_attention_has_the_right_gradient() -> None:
     assert torch.autograd.gradcheck(attended, (x, *wanted))
 
 
+@pytest.mark.parametrize("lengths", [(12, 30, 1), (20, 20)], ids=["ragged", "uniform"])
+def test_the_bias_is_trained_with_dropout_and_in_lower_precision(lengths: tuple[int, ...]) -> None:
+    noisy = {"dropout": 0.1, "attention_dropout": 0.1, "ffn_dropout": 0.1}
+    encoder = make_encoder(relative_buckets=8, relative_max_distance=20, **noisy)
+    frames = Ragged(lengths)
+    z = torch.randn(frames.total, 32)
+    with torch.no_grad():
+        wanted = encoder.context(z, frames).output
+        with torch.autocast("cpu", torch.bfloat16):
+            # bfloat16 keeps 8 bits: values of size three, two layers.
+            torch.testing.assert_close(encoder.context(z, frames).output.float(), wanted, atol=0.1, rtol=0)
+    encoder.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder.context(z, frames).output.float().square().sum().backward()
+    assert encoder.context.relative is not None
+    for parameter in (encoder.context.relative.weight, *encoder.context.layers[0].parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
 def test_far_frames_are_told_apart_by_the_bias_alone() -> None:
     encoder = make_encoder(relative_buckets=8, relative_max_distance=20)
     frames = Ragged((12, 30))
