@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -16,7 +15,6 @@ from sonorant.data.audio import standardise
 from sonorant.data.frames import Ragged, num_frames, pack_waves
 from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import load_encoder, save_encoder, to_transformers
-from sonorant.models.positions import convolve_over_time
 from tests.tiny import LAYOUTS as PLAIN_LAYOUTS
 from tests.tiny import alone, make_batch, make_encoder, make_engine, noise
 
@@ -215,19 +213,3 @@ def test_dropout_and_dropped_layers_act_in_training_alone() -> None:
         skipping = make_encoder(layer_drop=1.0).train()
         states = skipping(wave, [4_000]).states
     assert all(torch.equal(state, states[0]) for state in states)
-
-
-# ------------------------------------------------------------------------------------------------ convolution
-
-
-@pytest.mark.parametrize("kernel", [1, 2, 3, 6, 7])
-def test_convolution_over_time_keeps_lengths_and_does_not_mix(kernel: int) -> None:
-    frames = Ragged((4, 1, 7, 2))
-    x = torch.randn(frames.total, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(4, 2, kernel, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    found = convolve_over_time(x, frames, weight, bias, 2)
-    for rows in frames.slices():
-        wanted = F.conv1d(x[rows].T[None], weight, bias, padding=kernel // 2, groups=2)[0].T
-        torch.testing.assert_close(found[rows], wanted[: rows.stop - rows.start])
-    assert torch.autograd.gradcheck(lambda *a: convolve_over_time(a[0], frames, a[1], a[2], 2), (x, weight, bias))

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sonorant.data.frames import STEM_KERNELS, STEM_STRIDES, num_frames, pack_waves
+from sonorant.data.frames import STEM_KERNELS, STEM_STRIDES, Ragged, num_frames, pack_waves
 from sonorant.models import stem as stem_module
+from sonorant.models.positions import FEWEST_SPECTRAL_TAPS, WidePosition, convolve_over_time
 from sonorant.models.stem import Stem
-from tests.tiny import noise, shaken
+from tests.tiny import encoder_config, noise, shaken
 
 LENGTHS = [9_999, 400, 719, 720, 5_000]
 """Samples: off the grid, and from one frame to the brink of the second."""
@@ -137,3 +138,123 @@ def test_autocast_runs_in_its_type_as_well_as_torch_does() -> None:
     exact = slow(stem, waves, LENGTHS)
     error, their_error = ((y.detach() - exact.detach()).square().mean() for y in (found, theirs))
     assert error < 2 * their_error
+
+
+# --------------------------------------------------------------------------------------------------- positions
+
+
+def slow_over_time(x_FD: Tensor, frames: Ragged, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """torch's convolution, one utterance at a time."""
+    padding = weight.shape[-1] // 2
+    return torch.cat(
+        [
+            F.conv1d(x_FD[rows].T[None], weight, bias, padding=padding, groups=groups)[0].T[: rows.stop - rows.start]
+            for rows in frames.slices()
+        ]
+    )
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 6, 7, 16, 19])
+def test_convolution_over_time_keeps_lengths_and_does_not_mix(kernel: int) -> None:
+    frames = Ragged((4, 1, 7, 70, 2))
+    x = torch.randn(frames.total, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 2, kernel, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    found, wanted = (f(x, frames, weight, bias, 2) for f in (convolve_over_time, slow_over_time))
+    torch.testing.assert_close(found, wanted)
+    towards = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (x, weight, bias), towards),
+        torch.autograd.grad(wanted, (x, weight, bias), towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(
+        lambda *a: convolve_over_time(a[0], frames, a[1], a[2], 2), (x, weight, bias), fast_mode=True
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    kernel=st.integers(FEWEST_SPECTRAL_TAPS, 140),
+    groups=st.sampled_from([1, 2, 4]),
+)
+def test_spectra_convolve_as_torch_does(lengths: list[int], kernel: int, groups: int) -> None:
+    frames = Ragged(tuple(lengths))
+    generator = torch.Generator().manual_seed(kernel)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((frames.total, 4), (4, 4 // groups, kernel), (4,))
+    )
+    found, wanted = (f(x, frames, weight, bias, groups) for f in (convolve_over_time, slow_over_time))
+    torch.testing.assert_close(found, wanted)
+
+
+def make_position() -> tuple[WidePosition, Tensor, Ragged]:
+    """A wide convolution and something to convolve."""
+    torch.manual_seed(0)
+    config = encoder_config(position_depth=1, position_kernel=32)
+    frames = Ragged((40, 3))
+    return WidePosition(config), torch.randn(frames.total, config.dim), frames
+
+
+def test_a_wide_kernel_sees_no_neighbour() -> None:
+    position, x, frames = make_position()
+    with torch.no_grad():
+        before = position(x, frames)
+        x[40:] = torch.inf
+        assert torch.equal(position(x, frames)[:40], before[:40])
+
+
+@pytest.mark.parametrize("change", ["step", "load", "swap", "replace", "type"])
+def test_a_spectrum_is_used_while_the_weights_stay(change: str) -> None:
+    position, x, frames = make_position()
+    with torch.inference_mode():
+        before = position(x, frames)
+    with torch.no_grad():
+        known = position._known
+        assert torch.equal(position(x, frames), before)
+        assert known is not None
+        assert position._known is known
+        other = 2 * torch.randn_like(position.weight)
+        match change:
+            case "step":
+                position.weight.copy_(other)
+            case "load":
+                position.load_state_dict({**position.state_dict(), "weight": other})
+            case "swap":
+                position.weight.data = other
+            case "replace":
+                position.weight = torch.nn.Parameter(other)
+            case "type":
+                position, x = position.double(), x.double()
+        found = position(x, frames)
+    assert position._known is not known
+    # Float32 sums of 32 × 8 products; the way with a gradient knows no spectrum.
+    torch.testing.assert_close(found, position(x, frames), atol=1e-5, rtol=1e-5)
+    assert position._known is None
+    assert change == "type" or not torch.allclose(found, before, atol=1e-2)
+
+
+def test_a_spectrum_made_for_inference_stays_out_of_gradients() -> None:
+    position, x, frames = make_position()
+    with torch.inference_mode():
+        position(x, frames)
+    position(x, frames).sum().backward()
+    assert position.weight.grad is not None
+    position.requires_grad_(False)
+    # A frozen kernel passes the gradient on.
+    leaf = x.clone().requires_grad_()
+    position(leaf, frames).sum().backward()
+    assert leaf.grad is not None
+    assert float(leaf.grad.abs().sum()) > 0
+
+
+def test_a_copy_takes_no_spectrum_along() -> None:
+    position, x, frames = make_position()
+    with torch.inference_mode():
+        found = position(x, frames)
+        assert torch.equal(copy.deepcopy(position)(x, frames), found)
+    assert copy.deepcopy(position)._known is None
+    assert position._known is not None
