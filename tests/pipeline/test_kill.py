@@ -26,7 +26,7 @@ PARAMS = {
     },
     "cluster": {"num_units": 20, "normalise": "utterance_mean", "context_frames": 1},
     "pretrain": {
-        **read_params([RECIPES / "sizes" / "tiny.yaml", RECIPES / "mt4ssl.yaml"])["pretrain"],
+        **read_params([RECIPES / "mt4ssl.yaml", RECIPES / "sizes" / "tiny.yaml"])["pretrain"],
         "num_updates": 60,
         "checkpoint_every": 10,
     },

@@ -25,7 +25,7 @@ from sonorant.models.huggingface import load_encoder
 from sonorant.steps import pretrain
 from sonorant.steps.step import read_record
 from sonorant.training.journal import read_journal
-from tests.tiny import noise, pretrain_values, write_tone_corpus
+from tests.tiny import ALL_TASKS, noise, pretrain_values, write_tone_corpus
 
 LONG = 40
 """Updates of the runs that are interrupted: a few seconds."""
@@ -93,9 +93,9 @@ def test_phases_switch_the_weights(tone_corpus: dict[str, Path], tmp_path: Path)
     for update, tasks in ((3, {"units"}), (4, {"units"}), (6, {"teacher"}), (8, {"units", "teacher"})):
         assert {name.split("/")[0] for name in entries[update] if "/" in name} == tasks
     # float64 sums of float32 losses.
-    assert entries[4]["loss"] == pytest.approx(entries[4]["units/cross_entropy"], rel=1e-6)
-    assert entries[6]["loss"] == pytest.approx(2 * entries[6]["teacher/squared_error"], rel=1e-6)
-    both = 0.5 * entries[8]["units/cross_entropy"] + entries[8]["teacher/squared_error"]
+    assert entries[4]["loss"] == pytest.approx(entries[4]["units/loss"], rel=1e-6)
+    assert entries[6]["loss"] == pytest.approx(2 * entries[6]["teacher/loss"], rel=1e-6)
+    both = 0.5 * entries[8]["units/loss"] + entries[8]["teacher/loss"]
     assert entries[8]["loss"] == pytest.approx(both, rel=1e-6)
 
 
@@ -151,8 +151,8 @@ def test_the_encoder_opens_everywhere(undisturbed: Path) -> None:
 def test_the_journal_holds_no_time(undisturbed: Path) -> None:
     entries = journal_of(undisturbed)
     assert [entry["update"] for entry in entries] == [3, 6, 9, 12, 15, 16, *range(18, LONG, 3), LONG]
-    losses = {"loss", "units/accuracy", "units/cross_entropy"}
-    online = {"teacher/squared_error", "teacher/target_std", "teacher/prediction_std"}
+    losses = {"loss", "units/loss", "units/accuracy", "units/cross_entropy", "units/prediction_perplexity"}
+    online = {"teacher/loss", "teacher/target_std", "teacher/prediction_std"}
     assert set(entries[0]) == {"update", "learning_rate", "gradient_norm", *losses}
     assert set(entries[-1]) == {"update", "learning_rate", "gradient_norm", *losses, *online}
 
@@ -254,17 +254,15 @@ def test_a_full_disk_is_one_line(full: str, tone_corpus: dict[str, Path], tmp_pa
 # ------------------------------------------------------------------------------------------------------ ranks
 
 
-def losses_of(encoder: Path) -> list[dict[str, float]]:
-    """The curve without the spreads, which are taken over the frames of one part at a time."""
-    return [{k: v for k, v in e.items() if not k.endswith("_std")} for e in journal_of(encoder)]
-
-
 def assert_same_curve(found: Path, wanted: Path) -> None:
-    """One loss curve, but for rounding: sums over parts are made in another order, measured to matter by 1e-7."""
-    one, two = losses_of(found), losses_of(wanted)
+    """One loss curve, but for rounding: sums over parts are made in another order.
+
+    Measured: losses differ by 1e-6, gradients' norms by 2e-5 (they are sums of terms that cancel), cosines by 2e-5.
+    """
+    one, two = journal_of(found), journal_of(wanted)
     assert [entry["update"] for entry in one] == [entry["update"] for entry in two] == [2, 4, 5, 6, 8]
     for entry, other in zip(one, two, strict=True):
-        assert entry == pytest.approx(other, rel=1e-5)
+        assert entry == pytest.approx(other, rel=1e-4, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +274,17 @@ def one_rank(tone_corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def many_values(**batching: Any) -> dict[str, Any]:
-    """The tasks one after the other and then together; checkpoints fall between log entries."""
+    """Some tasks alone, then all together, weighed and watched; checkpoints fall between log entries."""
+    rising = {"start": 0.0, "end": 1.0}
     phases = [
-        {"share": 0.5, "weights": {"units": 1.0}},
-        {"share": 0.125, "weights": {"teacher": 1.0}},
-        {"share": 0.375, "weights": {"units": 1.0, "teacher": 1.0}},
+        {"share": 0.5, "weights": {"units": 1.0, "utterance": rising}},
+        {"share": 0.125, "weights": {"codebooks": 1.0}},
+        {"share": 0.375, "weights": dict.fromkeys(ALL_TASKS, 1.0)},
     ]
-    return pretrain_values(num_updates=8, checkpoint_every=3, log_every=2, phases=phases, batching=batching)
+    return pretrain_values(
+        num_updates=8, checkpoint_every=3, log_every=2, phases=phases, batching=batching,
+        balance={"at": 2, "every": 4}, log_gradients=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -321,7 +323,7 @@ def test_two_ranks_stop_together_and_one_goes_on(tone_corpus: dict[str, Path], t
     assert last < LONG
     found = pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
     undivided = pretrain(values, **tone_corpus, encoder=tmp_path / "undivided")
-    for name in ("loss", "units/cross_entropy", "teacher/squared_error", "gradient_norm"):
+    for name in ("loss", "units/loss", "teacher/loss", "gradient_norm"):
         # As in assert_same_curve, over five times as many updates.
         assert found[name] == pytest.approx(undivided[name], rel=1e-4), name
 
@@ -331,7 +333,7 @@ def test_two_ranks_stop_together_and_one_goes_on(tone_corpus: dict[str, Path], t
 
 def test_what_is_not_finite_is_named_with_its_update(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
     values = pretrain_values(optim={"learning_rate": 1e30, "warmup_share": 0.0})
-    wanted = r"pretrain: found (loss|the gradient of \S+).* not finite at update 2, wanted numbers: lower"
+    wanted = r"pretrain: found (units/loss|the gradient of \S+).* not finite at update 2, wanted numbers: lower"
     with pytest.raises(ValueError, match=wanted) as caught:
         pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
     assert "\n" not in str(caught.value)

@@ -158,7 +158,7 @@ class Engine(nn.Module):
         return self.stem.freeze_at is not None and update >= self.stem.freeze_at
 
     def _tasks(self, weights: Mapping[str, float]) -> dict[str, Task]:
-        return {name: self.task(name) for name, weight in weights.items() if weight}
+        return {name: self.task(name) for name in self.tasks if weights.get(name)}
 
     @torch.no_grad()
     def after_update(self, update: int, total: Total = lambda tensor: tensor) -> None:

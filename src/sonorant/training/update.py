@@ -32,7 +32,7 @@ def count(batches: Sequence[Batch]) -> dict[Per, float]:
 
 def scaled_weights(engine: Engine, weights: Mapping[str, float], counts: Counts) -> dict[str, float]:
     """Weights of the summed losses, so that each task's is a mean over what it counts, over all ranks."""
-    return {name: weight / counts[engine.task(name).per] for name, weight in weights.items() if weight}
+    return {name: weights[name] / counts[engine.task(name).per] for name in engine.tasks if weights.get(name)}
 
 
 def run_update(
