@@ -80,8 +80,7 @@ def make_engine(
     config = pretrain_config(
         phases=[{"weights": weights}],
         encoder=encoder_config(**changes).model_dump(mode="json"),
-        units={"unmasked_weight": unmasked_weight},
-        **(sections or {}),
+        **{"units": {"unmasked_weight": unmasked_weight}, **(sections or {})},
     )
     engine = build_engine(config, num_units).eval()
     shaken(engine.encoder, seed)
@@ -130,13 +129,12 @@ def alone(batch: Batch) -> list[Batch]:
         frames, samples = slice(frame, frame + num_frames(length)), slice(sample, sample + grid(length))
         lengths = batch.half_samples[2 * row : 2 * row + 2]
         halves = slice(half, half + sum(grid(n) for n in lengths))
-        parts.append(
-            Batch(
-                batch.waves[samples][:length], (length,), batch.mask[frames], batch.units[frames],
-                batch.seeds[row : row + 1], batch.speakers[row : row + 1], batch.sources[row : row + 1],
-                None if batch.halves is None else batch.halves[halves], lengths,
-            )  # fmt: skip
-        )
+        part = Batch(
+            batch.waves[samples][:length], (length,), batch.mask[frames], batch.units[frames],
+            batch.seeds[row : row + 1], batch.speakers[row : row + 1], batch.sources[row : row + 1],
+            None if batch.halves is None else batch.halves[halves], lengths,
+        )  # fmt: skip
+        parts.append(part)
         sample, frame, half = samples.stop, frames.stop, halves.stop
     return parts
 
