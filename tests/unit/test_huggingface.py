@@ -269,6 +269,17 @@ def test_heads_are_left_out(base: str, headed: Any, tmp_path: Path) -> None:
     assert largest_difference(encoder, model.base_model, LENGTHS) < 2e-5
 
 
+def test_ours_come_back_from_transformers_with_a_head(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    save_encoder(encoder, tmp_path, note="hello")
+    HubertForCTC.from_pretrained(tmp_path).save_pretrained(tmp_path / "tuned")
+    loaded, about = load_encoder(tmp_path / "tuned")
+    assert about["note"] == "hello"
+    assert loaded.config == encoder.config
+    ours = encoder.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     """Change the stored tensors."""
     path = folder / "model.safetensors"
@@ -380,7 +391,8 @@ def test_a_pickle_is_refused_with_the_reason(name: str, folder: Path) -> None:
 
 
 UNREPRESENTABLE = {
-    "model_type 'whisper'": {"model_type": "whisper"},
+    "model_type whisper": {"model_type": "whisper"},
+    r"model_type \[": {"model_type": []},
     "model_type None": {"model_type": None},
     "conv_kernel": {"conv_kernel": [10, 3, 3, 3, 3, 3, 2]},
     "conv_stride": {"conv_stride": [4, 2, 2, 2, 2, 2, 2]},
@@ -418,7 +430,7 @@ def whole_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.to(torch.int8) for k, v in tensors.items()}
 
 
-def point_shards_at(file: str) -> Callable[[Path], None]:
+def point_shards_at(file: Any) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
@@ -439,6 +451,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     ),
     "int8": lambda folder: rewrite(folder, whole_numbers),
     "no files of its own": point_shards_at("../elsewhere.safetensors"),
+    "no files of its own in": point_shards_at([]),
     "readable other.safetensors": point_shards_at("other.safetensors"),
     "no valid encoder": lambda folder: describe(folder, sonorant={"encoder": {"dim": -1, "num_heads": "many"}}),
     r"no valid encoder in config.json \(KeyError": lambda folder: describe(folder, sonorant={}),

@@ -196,7 +196,8 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     described = read_json(folder, CONFIG)
     about = described.get("sonorant")
     config = foreign_config(folder, described) if about is None else own_config(folder, about)
-    tensors = read_tensors(folder, FAMILIES[described["model_type"]].prefix if about is None else "")
+    family = FAMILIES.get(str(described.get("model_type")))
+    tensors = read_tensors(folder, family.prefix if family else "")
     if about is None:
         drawn = torch.rand(config.dim, generator=torch.Generator().manual_seed(0))
         tensors.setdefault("masked_spec_embed", drawn)
@@ -224,9 +225,9 @@ def own_config(folder: Path, about: Any) -> EncoderConfig:
 
 def foreign_config(folder: Path, described: Mapping[str, Any]) -> EncoderConfig:
     """Our configuration of a model that transformers describes."""
-    if (kind := described.get("model_type")) not in FAMILIES:
+    if (kind := str(described.get("model_type"))) not in FAMILIES:
         raise ValueError(
-            f"model {folder}: found model_type {kind!r} in {CONFIG}, wanted one of {', '.join(FAMILIES)}: "
+            f"model {folder}: found model_type {kind} in {CONFIG}, wanted one of {', '.join(FAMILIES)}: "
             "choose such a model"
         )
     for name, (wanted, reason) in ONLY.items():
@@ -280,11 +281,11 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     files = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / SHARDS).exists():
         shards = read_json(folder, SHARDS).get("weight_map")
-        files = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        files = list(shards.values()) if isinstance(shards, dict) else []
         if not files or any(not isinstance(file, str) or Path(file).name != file for file in files):
             raise ValueError(f"model {folder}: found no files of its own in {SHARDS}, wanted some: download it again")
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in sorted(set(files)):
         try:
             tensors |= load_file(folder / file)
         except (OSError, SafetensorError) as error:
