@@ -213,3 +213,24 @@ def test_dropout_and_dropped_layers_act_in_training_alone() -> None:
         skipping = make_encoder(layer_drop=1.0).train()
         states = skipping(wave, [4_000]).states
     assert all(torch.equal(state, states[0]) for state in states)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpointing_changes_no_gradient(layout: str) -> None:
+    chances = {"dropout": 0.3, "attention_dropout": 0.3, "ffn_dropout": 0.3, "layer_drop": 0.4}
+    encoder = make_encoder(**LAYOUTS[layout], num_layers=4, **chances).train()
+    waves = torch.from_numpy(pack_waves([noise(length, seed) for seed, length in enumerate(LENGTHS)]))
+
+    def run(checkpointing: bool) -> tuple[Tensor, list[Tensor | None]]:
+        encoder.checkpointing = checkpointing
+        torch.manual_seed(1)
+        hidden = encoder(waves, LENGTHS)
+        loss = hidden.output.square().sum() + sum(ffn.sum() for ffn in hidden.ffn)
+        return loss.detach(), list(torch.autograd.grad(loss, list(encoder.parameters()), allow_unused=True))
+
+    (kept, gradients), (computed_again, same) = run(False), run(True)
+    assert torch.equal(kept, computed_again)
+    # The same operations on the same numbers.
+    assert all(
+        a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(gradients, same, strict=True)
+    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sonorant.config import EncoderConfig
 from sonorant.data.frames import Ragged
@@ -46,6 +47,8 @@ class Context(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.relative = RelativeBias(config) if config.relative_buckets else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.checkpointing = False
+        """Whether training computes every layer twice rather than keep what is inside."""
 
     def forward(self, z_FD: Tensor, frames: Ragged, last: int | None = None) -> Hidden:
         """Projected frames (F, D) to the hidden states up to layer `last` (default: all)."""
@@ -57,7 +60,12 @@ class Context(nn.Module):
         states, ffn = [x_FD], []
         for layer in self.layers[:last]:
             dropped = self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop
-            x_FD, ffn_FD = (x_FD, x_FD) if dropped else layer(x_FD, frames, bias_HN)
+            if dropped:
+                ffn_FD = x_FD
+            elif self.checkpointing and self.training and torch.is_grad_enabled():
+                x_FD, ffn_FD = checkpoint(layer, x_FD, frames, bias_HN, use_reentrant=False)
+            else:
+                x_FD, ffn_FD = layer(x_FD, frames, bias_HN)
             states.append(x_FD)
             ffn.append(ffn_FD)
         return Hidden(states, ffn, self.norm(x_FD) if self.pre_norm else x_FD)
@@ -76,6 +84,15 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.projection.bias)
         self.mask_embedding = nn.Parameter(torch.rand(config.dim))
         self.context = Context(config)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether training spends a second forward pass rather than memory; not part of what is made."""
+        return self.context.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        self.context.checkpointing = self.stem.checkpointing = wanted
 
     def project(self, waves_N: Tensor, num_samples: Sequence[int]) -> Tensor:
         """Packed waves (N,) to projected frames z (F, D), before any masking."""

@@ -128,9 +128,7 @@ def convolve_over_time(x_FD: Tensor, frames: Ragged, weight: Tensor, bias: Tenso
     places = zip(frames.offsets, frames.lengths, strict=True)
     rows = np.concatenate([offset + gap * i + np.arange(length) for i, (offset, length) in enumerate(places)])
     index = torch.from_numpy(rows).to(x_FD.device)
-    spaced = x_FD.new_zeros(frames.total + gap * (len(frames.lengths) - 1), x_FD.shape[1]).index_copy(
-        0, index, x_FD
-    )
+    spaced = x_FD.new_zeros(frames.total + gap * (len(frames.lengths) - 1), x_FD.shape[1]).index_copy(0, index, x_FD)
     return F.conv1d(spaced.T[None], weight, bias, padding=gap, groups=groups)[0].T[index]
 
 

@@ -176,9 +176,7 @@ class Pass:
                 x_RC = after
         return found_FO
 
-    def backward(
-        self, gradient_FO: Tensor, kept: Sequence[Tensor], sums: Parts, waves_sum_N: Tensor | None
-    ) -> None:
+    def backward(self, gradient_FO: Tensor, kept: Sequence[Tensor], sums: Parts, waves_sum_N: Tensor | None) -> None:
         """Every gradient, added to `sums` and `waves_sum_N`, from that of the result and what `forward` kept."""
         for index, (frames, rows) in enumerate(self.plan.chunks()):
             befores = [self._before(0, rows, None)]
