@@ -116,15 +116,16 @@ class Engine(nn.Module):
             frames, batch.mask, batch.waves, batch.num_samples, batch.seeds, stem_FC, features_FC, z_FD,
             batch.units, batch.speakers, batch.sources,
         )  # fmt: skip
-        if "masked" in wanted:
-            views.masked = encoder.context(encoder.mask(z_FD, batch.mask), frames, wanted["masked"])
-        if "clean" in wanted:
-            views.clean = encoder.context(z_FD, frames, wanted["clean"])
+        # First what `shares` computes too, so that dropout draws there what it draws here.
         if "halves" in wanted:
             assert batch.halves is not None
             views.half_frames = Ragged.of_samples(batch.half_samples)
             z_halves = self._front(batch.halves, batch.half_samples, update)[2]
             views.halves = encoder.context(z_halves, views.half_frames, wanted["halves"])
+        if "masked" in wanted:
+            views.masked = encoder.context(encoder.mask(z_FD, batch.mask), frames, wanted["masked"])
+        if "clean" in wanted:
+            views.clean = encoder.context(z_FD, frames, wanted["clean"])
         if "teacher" in wanted:
             assert self.teacher is not None
             with torch.autocast(z_FD.device.type, enabled=False):
