@@ -131,6 +131,7 @@ def test_every_layer_of_large_size(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # gigabytes are written: minutes where the disk is shared
 @pytest.mark.parametrize("shape", [BASE, LARGE], ids=["base", "large"])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "wavlm-few-buckets"])
 def test_every_layer_of_published_sizes(family: str, shape: dict[str, Any], tmp_path: Path) -> None:
