@@ -1,8 +1,8 @@
 """Every choice a user can make, one frozen section per step; params.yaml mirrors this file.
 
 A section refuses unknown keys and impossible values, so a typing error is found before any work is done.
-`num_workers` says how the work is done, not what is made: it is left out of a section's dump and so never changes
-an artifact or its provenance.
+What says how the work is done, not what is made (`num_workers`, `micro_batches`, `checkpointing`, `sharding`) is left
+out of a section's dump and so never changes an artifact or its provenance, and a run goes on with other values of it.
 """
 
 from __future__ import annotations
@@ -405,7 +405,9 @@ class Phase(Section):
     def _trains_something(self) -> Self:
         if not self.tasks:
             raise ValueError(f"weights {self.weights} are all zero: give at least one task a weight above 0")
-        if not all(any(self.weights_at(done).values()) for done in (0.0, 0.25, 0.5, 0.75)):
+        # Between its start and its jumps a weight is zero throughout or nowhere, but for where a line ends.
+        jumps = {at for weight in self.weights.values() if isinstance(weight, StepWeight) for at in weight.at}
+        if not all(any(self.weights_at(done).values()) for done in {0.0, *jumps} - {1.0}):
             raise ValueError("weights are all zero for a part of the phase: end the phase there or raise one")
         return self
 
@@ -472,7 +474,7 @@ class BatchingConfig(Section):
         False, description="crop from the start, as MT4SSL's code does, instead of at random"
     )
     micro_batches: int = Field(
-        1, ge=1, description="gradient accumulation: parts an update's audio is computed in"
+        1, ge=1, exclude=True, description="gradient accumulation: parts an update's audio is computed in"
     )
     length_buckets: int = Field(
         1, ge=1, description="1: any utterances together; more: an update's are of like length, of so many classes"
@@ -513,10 +515,10 @@ class PretrainConfig(Section):
         "bfloat16", description="autocast; float32 where the device is a CPU"
     )
     checkpointing: bool = Field(
-        False, description="activations are computed again in the backward pass: a third more work, far less memory"
+        False, exclude=True, description="activations are computed again in the backward pass: a third more work, far less memory"
     )
     sharding: Literal["none", "full"] = Field(
-        "none", description="none: DDP, a copy per rank; full: FSDP2, for models that do not fit one device"
+        "none", exclude=True, description="none: DDP, a copy per rank; full: FSDP2, for models that do not fit one device"
     )
     seed: int = 0
     log_every: int = Field(50, ge=1)

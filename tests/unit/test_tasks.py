@@ -14,14 +14,15 @@ from sonorant.data.frames import Ragged
 from sonorant.models.teacher import instance_norm
 from sonorant.tasks import build_tasks
 from sonorant.tasks.codebooks import Codebooks
-from sonorant.tasks.task import moments, spread
+from sonorant.tasks.task import moments, perplexity, precise, spread
 from sonorant.tasks.teacher import squared_error
 from sonorant.tasks.units import cross_entropy
+from tests.references import codebooks as slow_codebooks
 from tests.references import losses as slow
 from tests.references.dinosr import Codebook, dinosr_update
 from tests.references.mt4ssl import mt4ssl_loss
 from tests.references.network import Shape
-from tests.tiny import POST_NORM, alone, make_batch, make_engine, pretrain_config
+from tests.tiny import ALL_TASKS, POST_NORM, alone, make_batch, make_engine, pretrain_config
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
 
@@ -64,6 +65,29 @@ def test_gradient_of_cross_entropy_is_softmax_minus_truth() -> None:
     wanted = logits.detach().softmax(1) - torch.nn.functional.one_hot(labels, 4)
     # The loss is float32.
     torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=0)
+
+
+def test_losses_have_the_right_gradients() -> None:
+    logits, labels = normal(7, 4).requires_grad_(), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    assert torch.autograd.gradcheck(lambda x: cross_entropy(x, labels), (logits,))
+    predictions, targets = normal(5, 3).requires_grad_(), normal(5, 3, seed=1)
+    assert torch.autograd.gradcheck(lambda x: squared_error(x, targets), (predictions,))
+
+
+def test_what_is_precise_stays_and_what_is_not_becomes_float32() -> None:
+    kinds = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32}
+    for given_as, wanted in {**kinds, torch.float64: torch.float64}.items():
+        assert precise(torch.zeros(1, dtype=given_as)).dtype == wanted
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any), min_size=1, max_size=3))
+def test_perplexity_is_the_loop(counts: list[list[int]]) -> None:
+    found = perplexity(torch.tensor(counts))
+    for row, value in zip(counts, found.tolist(), strict=True):
+        codes = [code for code, count in enumerate(row) for _ in range(count)]
+        assert value == pytest.approx(slow_codebooks.perplexity(codes))
+    assert perplexity(torch.zeros(1, 4)).tolist() == [1.0]
 
 
 @settings(deadline=None)
@@ -252,3 +276,61 @@ def test_the_targets_are_read_from_the_last_layers() -> None:
     # make_engine's teacher reads two layers.
     assert losses[1] == pytest.approx(found, rel=1e-5)
     assert abs(losses[0] - found) > 1e-3 * found < abs(losses[2] - found)
+
+
+MONITORS = {
+    "units": {"prediction_perplexity"},
+    "teacher": {"target_std", "prediction_std"},
+    "codebooks": {"perplexity", "active_codes"},
+    "contrast": {"perplexity", "active_codes"},
+    "diversity": set(),
+    "magnitude": set(),
+    "waveform": {"prediction_std"},
+    "spectrum": {"prediction_std"},
+    "utterance": {"embedding_std"},
+}
+"""What each task watches itself by; diversity is itself a watch on contrast's codes, magnitude cannot collapse."""
+
+
+@pytest.mark.parametrize("name", ALL_TASKS)
+def test_every_task_watches_itself(name: str) -> None:
+    engine, batch = make_engine(tasks=[name]).train(), make_batch([5_000, 3_000, 4_000, 6_000])
+    assert engine.monitor() == {}
+    engine(batch, {name: 1.0})
+    assert engine.monitor() == {}, "a task takes in nothing before the update is done"
+    engine.after_update(1)
+    # What is watched is in the checkpoint: a resumed run logs what an undisturbed one does.
+    resumed = make_engine(tasks=[name])
+    resumed.load_state_dict(engine.state_dict())
+    found = engine.monitor()
+    assert found.keys() == {f"{name}/{key}" for key in MONITORS[name]}
+    assert all(value > 0 and math.isfinite(value) for value in found.values())
+    assert resumed.monitor() == found
+    assert engine.monitor() == {}
+
+
+def test_the_monitor_of_units_is_the_loop_over_guesses() -> None:
+    engine, guesses = make_engine(tasks=["units"]), []
+    for update in range(2):
+        batch = make_batch([5_000, 3_000], seed=update)
+        views = engine.views(batch, {"units": engine.task("units")}, update)
+        assert views.masked is not None
+        guesses += engine.tasks["units"].head(views.masked.output[batch.mask]).argmax(1).tolist()
+        engine(batch, {"units": 1.0}, update)
+        engine.after_update(update + 1)
+    assert engine.monitor() == {"units/prediction_perplexity": pytest.approx(slow_codebooks.perplexity(guesses))}
+
+
+def test_the_monitor_of_the_teacher_is_both_sides_spread() -> None:
+    engine, batch = make_engine(tasks=["teacher"]), make_batch([5_000, 3_000])
+    views = engine.views(batch, {"teacher": engine.task("teacher")}, 0)
+    assert views.masked is not None
+    assert views.targets is not None
+    predictions = engine.tasks["teacher"].head(views.masked.output[batch.mask])
+    engine(batch, {"teacher": 1.0})
+    engine.after_update(1)
+    # Sums are carried as float32.
+    assert engine.monitor() == {
+        "teacher/target_std": pytest.approx(slow.spread(views.targets.mean(0).tolist()), rel=1e-4),
+        "teacher/prediction_std": pytest.approx(slow.spread(predictions.tolist()), rel=1e-4),
+    }
