@@ -515,10 +515,10 @@ class PretrainConfig(Section):
         "bfloat16", description="autocast; float32 where the device is a CPU"
     )
     checkpointing: bool = Field(
-        False, exclude=True, description="activations are computed again in the backward pass: a third more work, far less memory"
+        False, exclude=True, description="activations are made again for the backward pass: more work, less memory"
     )
     sharding: Literal["none", "full"] = Field(
-        "none", exclude=True, description="none: DDP, a copy per rank; full: FSDP2, for models that do not fit one device"
+        "none", exclude=True, description="none: DDP, a copy a rank; full: FSDP2, where one device is too small"
     )
     seed: int = 0
     log_every: int = Field(50, ge=1)

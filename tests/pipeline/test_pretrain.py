@@ -6,16 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from transformers import AutoModel
 
 from sonorant.data.corpus import read_corpus
@@ -24,8 +20,8 @@ from sonorant.inference import load_trained
 from sonorant.models.huggingface import load_encoder
 from sonorant.steps import pretrain
 from sonorant.steps.step import read_record
-from sonorant.training.journal import read_journal
-from tests.tiny import ALL_TASKS, noise, pretrain_values, write_tone_corpus
+from tests.running import begun, command, journal_of
+from tests.tiny import noise, pretrain_values, write_tone_corpus
 
 LONG = 40
 """Updates of the runs that are interrupted: a few seconds."""
@@ -44,20 +40,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "runs"
     monkeypatch.setenv("SONORANT_RUNS", str(folder))
     return folder
-
-
-def journal_of(encoder: Path) -> list[dict[str, float]]:
-    """What was logged on the way to an encoder."""
-    return read_journal(encoder / "journal.jsonl")
-
-
-def command(folder: Path, values: dict[str, Any], tone_corpus: dict[str, Path], ranks: int = 1) -> list[str]:
-    """The step as a command line that writes folder/encoder."""
-    (folder / "params.yaml").write_text(yaml.safe_dump({"pretrain": values}))
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    start = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "sonorant", "pretrain"]
-    paths = [*tone_corpus.items(), ("encoder", folder / "encoder")]
-    return [*start, "--config", str(folder / "params.yaml"), *(w for n, p in paths for w in (f"--{n}", str(p)))]
 
 
 # ------------------------------------------------------------------------------------------------- learning
@@ -160,22 +142,6 @@ def test_the_journal_holds_no_time(undisturbed: Path) -> None:
 # --------------------------------------------------------------------------------------------- interruptions
 
 
-@contextmanager
-def begun(words: list[str], runs: Path, update: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that has written the checkpoint of that update."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 200
-        while not list(runs.glob(f"*/checkpoint-{update:08d}")):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.fixture
 def started(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
     """The long run as a process that has written its second checkpoint."""
@@ -249,83 +215,6 @@ def test_a_full_disk_is_one_line(full: str, tone_corpus: dict[str, Path], tmp_pa
     assert all(re.match(r"pretrain: (\d+/\d+ |\d+ updates)", line) for line in progress)
     assert re.match(r"pretrain: .*No space left on device.*: free some space and run the same command again", complaint)
     assert left == []
-
-
-# ------------------------------------------------------------------------------------------------------ ranks
-
-
-def assert_same_curve(found: Path, wanted: Path) -> None:
-    """One loss curve, but for rounding: sums over parts are made in another order.
-
-    Measured: losses differ by 1e-6, gradients' norms by 2e-5 (they are sums of terms that cancel), cosines by 2e-5.
-    """
-    one, two = journal_of(found), journal_of(wanted)
-    assert [entry["update"] for entry in one] == [entry["update"] for entry in two] == [2, 4, 5, 6, 8]
-    for entry, other in zip(one, two, strict=True):
-        assert entry == pytest.approx(other, rel=1e-4, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def one_rank(tone_corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process makes of one batch an update."""
-    encoder = tmp_path_factory.mktemp("one_rank") / "encoder"
-    pretrain(many_values(), **tone_corpus, encoder=encoder, scratch=encoder.parent / "scratch")
-    return encoder
-
-
-def many_values(**batching: Any) -> dict[str, Any]:
-    """Some tasks alone, then all together, weighed and watched; checkpoints fall between log entries."""
-    rising = {"start": 0.0, "end": 1.0}
-    phases = [
-        {"share": 0.5, "weights": {"units": 1.0, "utterance": rising}},
-        {"share": 0.125, "weights": {"codebooks": 1.0}},
-        {"share": 0.375, "weights": dict.fromkeys(ALL_TASKS, 1.0)},
-    ]
-    return pretrain_values(
-        num_updates=8, checkpoint_every=3, log_every=2, phases=phases, batching=batching,
-        balance={"at": 2, "every": 4}, log_gradients=True,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("parts", [2, 3])
-def test_accumulated_micro_batches_are_one_batch(
-    parts: int, one_rank: Path, tone_corpus: dict[str, Path], tmp_path: Path
-) -> None:
-    pretrain(many_values(micro_batches=parts), **tone_corpus, encoder=tmp_path / "encoder")
-    assert_same_curve(tmp_path / "encoder", one_rank)
-
-
-@pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_ranks_are_one_process_with_the_double_batch(
-    micro_batches: int, one_rank: Path, tone_corpus: dict[str, Path], tmp_path: Path
-) -> None:
-    values = many_values(micro_batches=micro_batches)
-    answer = subprocess.run(
-        command(tmp_path, values, tone_corpus, ranks=2), capture_output=True, text=True, check=False, timeout=250
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert_same_curve(tmp_path / "encoder", one_rank)
-    # Only the first rank speaks.
-    assert answer.stderr.count("pretrain: 8/8 ") == 1
-    assert answer.stdout.count("pretrain  loss ") == 1
-
-
-@pytest.mark.slow
-def test_two_ranks_stop_together_and_one_goes_on(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> None:
-    # A checkpoint after every update, none of them logged: whenever the stop comes, the ranks' sums must meet.
-    values = pretrain_values(num_updates=LONG, checkpoint_every=1, log_every=1000, optim={"learning_rate": 1e-4})
-    with begun(command(tmp_path, values, tone_corpus, ranks=2), runs, update=5) as process:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=100)
-    (run,) = runs.iterdir()
-    last = max(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
-    assert errors.count(f"pretrain: stopped at update {last} of {LONG}") == 1
-    assert last < LONG
-    found = pretrain(values, **tone_corpus, encoder=tmp_path / "encoder")
-    undivided = pretrain(values, **tone_corpus, encoder=tmp_path / "undivided")
-    for name in ("loss", "units/loss", "teacher/loss", "gradient_norm"):
-        # As in assert_same_curve, over five times as many updates.
-        assert found[name] == pytest.approx(undivided[name], rel=1e-4), name
 
 
 # ----------------------------------------------------------------------------------------------------- guards

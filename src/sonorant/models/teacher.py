@@ -7,7 +7,9 @@ copied, the stem and the projection are the student's own, unless they are to be
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class Teacher(nn.Module):
     def __init__(self, student: Encoder, config: TeacherConfig, stem: StemConfig | None = None) -> None:
         super().__init__()
         self.config, self.stem = config, stem or StemConfig()
+        self.without_gradient: Callable[[], AbstractContextManager[None]] = torch.inference_mode
         self.context = copy.deepcopy(student.context).float().requires_grad_(False).eval()
         self.layers = config.targets(len(student.context.layers))
         self.front: nn.ModuleList | None = None
@@ -35,16 +38,16 @@ class Teacher(nn.Module):
         del mode
         return super().train(False)
 
-    @torch.inference_mode()
     def forward(self, z_FD: Tensor, frames: Ragged) -> Hidden:
         """Un-masked projected frames (F, D) to the hidden states up to the last layer that is read, no gradient."""
-        hidden: Hidden = self.context(z_FD.float(), frames, max(self.layers))
+        with self.without_gradient():
+            hidden: Hidden = self.context(z_FD.float(), frames, max(self.layers))
         return hidden
 
     def targets(self, z_FD: Tensor, frames: Ragged, mask: Tensor) -> Tensor:
         """What is read at masked frames: instance-normalised feed-forward outputs of each layer, (K, M, D) float32."""
         ffn = self(z_FD, frames).ffn
-        with torch.inference_mode():
+        with self.without_gradient():
             return torch.stack([instance_norm(ffn[layer - 1].float(), frames)[mask] for layer in self.layers])
 
     @torch.no_grad()
@@ -63,12 +66,18 @@ class Teacher(nn.Module):
         done = min(1.0, update / config.ramp_updates) if config.ramp_updates else 1.0
         return config.start_decay + done * (config.end_decay - config.start_decay)
 
+    def take_over(self, student: Encoder, num_updates: int) -> None:
+        """Put itself in the student's place, after so many updates, so that it is an encoder as any other."""
+        student.context = self.context
+        if self.front is not None and self.stem.freeze_at is not None and num_updates > self.stem.freeze_at:
+            student.stem, student.stem_norm, student.projection = cast(Any, self.front)
+
     @torch.no_grad()
     def follow(self, student: Encoder, update: int) -> None:
         """θ ← λθ + (1 − λ)·student, except the positional convolution, which is copied."""
         if self.front is not None and update == self.stem.freeze_at:
             theirs: list[Tensor] = [parameter for part in front_of(student) for parameter in part.parameters()]
-            torch._foreach_copy_(list[Tensor](self.front.parameters()), theirs)
+            torch._foreach_lerp_(list[Tensor](self.front.parameters()), theirs, 1.0)
         decay = self.decay(update)
         if decay == 1.0:
             return
@@ -77,10 +86,8 @@ class Teacher(nn.Module):
             chosen = [name for name in names if name.startswith("position.") == copied]
             mine: list[Tensor] = [self.context.get_parameter(name) for name in chosen]
             others: list[Tensor] = [student.context.get_parameter(name) for name in chosen]
-            if copied:
-                torch._foreach_copy_(mine, others)
-            else:
-                torch._foreach_lerp_(mine, others, 1 - decay)
+            # A whole step towards the student is the student, bit for bit.
+            torch._foreach_lerp_(mine, others, 1.0 if copied else 1 - decay)
 
 
 def front_of(encoder: Encoder) -> list[nn.Module]:

@@ -1,13 +1,18 @@
 """The step `pretrain`."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from sonorant.config import PretrainConfig
 from sonorant.steps.step import In, Metrics, Out, Scratch, step
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @step
 def pretrain(config: PretrainConfig, *, corpus: In, units: In, encoder: Out, scratch: Scratch) -> Metrics:
     """Train the shared encoder with the tasks that the recipe gives a weight."""
-    import copy
     import shutil
 
     import torch
@@ -43,20 +48,21 @@ def pretrain(config: PretrainConfig, *, corpus: In, units: In, encoder: Out, scr
         metrics = train(config, engine, loader, scratch, ranks)
         if ranks.is_first:
             save_encoder(student, encoder)
-            if engine.teacher is not None:
-                teaching = copy.deepcopy(student)
-                teaching.context = engine.teacher.context
-                save_file(
-                    to_transformers(teaching), encoder / "teacher.safetensors", metadata={"format": "pt"}
-                )
-            heads = {
-                f"{name}.{key}": value.contiguous().cpu()
-                for name, task in tasks.items()
-                for key, value in task.state_dict().items()
-                if key != "window"
-            }
+            heads = {f"{name}.{key}": value for name, task in tasks.items() for key, value in state_of(task)}
             if engine.quantizer is not None:
-                heads |= {f"quantizer.{key}": value.cpu() for key, value in engine.quantizer.state_dict().items()}
+                heads |= {f"quantizer.{key}": value for key, value in state_of(engine.quantizer)}
             save_file(heads, encoder / "heads.safetensors")
+            if engine.teacher is not None:
+                engine.teacher.take_over(student, config.num_updates)
+                save_file(to_transformers(student), encoder / "teacher.safetensors", metadata={"format": "pt"})
             shutil.copy(scratch / "journal.jsonl", encoder / "journal.jsonl")
     return metrics
+
+
+def state_of(module: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
+    """What a head is made of, without what it only watched."""
+    from itertools import chain
+
+    for name, value in chain(module.named_parameters(), module.named_buffers()):
+        if name != "window":
+            yield name, value.detach().contiguous().cpu()

@@ -80,12 +80,13 @@ class Outcome:
     """What a task makes of one part of an update.
 
     loss: a sum over what `per` counts; sums: to be logged as averages over the same; statistics: whatever must be
-    added up over the parts of the update.
+    added up over the parts of the update; times: how many parts have computed all this, each as a whole.
     """
 
     loss: Tensor
     sums: dict[str, Tensor] = field(default_factory=dict)
     statistics: Tensor | None = None
+    times: int = 1
 
 
 class Task(nn.Module, ABC):

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sonorant.training.distributed import divided_like, whole
+
 
 def save_checkpoint(
     run: Path,
@@ -21,21 +23,27 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     about: Mapping[str, Any],
     keep: int,
+    is_first: bool = True,
 ) -> Path:
-    """Write checkpoint-<update>, unless it is there, and remove all but the newest `keep`."""
+    """Write checkpoint-<update>, unless it is there, and remove all but the newest `keep`.
+
+    Called on all ranks: what is divided among them is brought together, and the first one writes.
+    """
     final = run / f"checkpoint-{update:08d}"
-    if final.exists():
-        return final
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+    complete: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        together = whole(value.detach())
+        if is_first:
+            complete[name] = together.contiguous().cpu()
+    if final.exists() or not is_first:
+        return final
     staged = run / f".{final.name}.partial"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_file(
-        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-        staged / "state.safetensors",
-    )
+    save_file(complete, staged / "state.safetensors")
     (staged / "about.json").write_text(json.dumps({"update": update, **about}, indent=1) + "\n")
     for path in staged.iterdir():
         with path.open("rb") as file:
@@ -54,13 +62,16 @@ def latest_checkpoint(run: Path) -> Path | None:
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore model and optimizer in place and return what else was noted."""
     tensors = load_file(path / "state.safetensors")
-    model.load_state_dict(
-        {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
-    )
+    own = model.state_dict()
+    stored = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+    model.load_state_dict({name: divided_like(t, own[name]) if name in own else t for name, t in stored.items()})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
             _, index, key = name.split("/")
+            # A parameter's moments are divided as it is; its step count is a number of its own.
+            tensor = divided_like(tensor, parameters[int(index)]) if tensor.ndim else tensor
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     about: dict[str, Any] = json.loads((path / "about.json").read_text())

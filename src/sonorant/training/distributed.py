@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from sonorant.config import PretrainConfig
+from sonorant.training.engine import Engine
+
+SILENCE = timedelta(seconds=45)
+"""How long a rank may keep the others waiting in the middle of an update before it counts as lost."""
+PATIENCE = timedelta(minutes=30)
+"""The same where one rank alone has work to do: reading the corpus, writing a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,8 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
+    """All ranks, where one may take its time."""
 
     @property
     def is_first(self) -> bool:
@@ -63,42 +79,121 @@ class Ranks:
         return [part[:length] for part, length in zip(received, lengths.tolist(), strict=True)]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Until every rank is here, however long it takes."""
         if self.count > 1:
-            dist.barrier()
+            dist.barrier(self.patient)
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The process group that torchrun's environment describes, for as long as the context lasts."""
+    """The process group that torchrun's environment describes, for as long as the context lasts.
+
+    Raises ValueError, from one rank alone, where another is lost: it has died, or been silent for too long.
+    """
     count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if count > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if count == 1:
+        yield Ranks(0, 1, device)
+        return
+    store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=SILENCE)
+    ranks = Ranks(rank, count, device, dist.new_group(backend="gloo", timeout=PATIENCE))
     try:
-        yield Ranks(int(os.environ.get("RANK", "0")), count, device)
-    finally:
-        if count > 1:
-            dist.destroy_process_group()
+        yield ranks
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        # torchrun is about to end everyone: first say why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Whoever notices first speaks; the store outlives the ranks, for torchrun itself keeps it.
+        if store.add("lost", 1) > 1:
+            raise SystemExit(1) from None
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"ranks: found one of {count} lost ({reason}…), wanted all: run the same command again, on as many ranks "
+            "as there are; it goes on from the last checkpoint"
+        ) from None
+    else:
+        dist.destroy_process_group()
 
 
-def spread_over_ranks(engine: nn.Module, ranks: Ranks) -> nn.Module:
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a rank could not be reached, told by what gloo, NCCL and the store say."""
+    said = str(error).lower()
+    words = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout")
+    return isinstance(error, dist.DistError) or ("gloo" in said and any(word in said for word in words))
+
+
+def spread_over_ranks(engine: Engine, ranks: Ranks, config: PretrainConfig) -> nn.Module:
     """The engine as one over all ranks, everything on it equal to the first rank's from the start."""
     if ranks.count == 1:
         return engine
+    # Whoever read the corpus first waits here, not in a collective that takes silence for a loss.
+    ranks.wait()
     for tensor in engine.state_dict().values():
         dist.broadcast(tensor, 0)
-    # Buffers are the tasks' own: they change by what all ranks have summed, never by what one rank saw.
-    return DistributedDataParallel(engine, find_unused_parameters=True, broadcast_buffers=False)
+    if config.sharding == "none":
+        # Buffers are the tasks' own: they change by what all ranks have summed, never by what one rank saw.
+        return DistributedDataParallel(
+            engine, find_unused_parameters=has_idle_parameters(config), broadcast_buffers=False
+        )
+    if engine.teacher is not None:
+        # Sharding writes into buffers that inference mode would have claimed for itself.
+        engine.teacher.without_gradient = torch.no_grad
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    contexts = [engine.encoder.context, *([engine.teacher.context] if engine.teacher is not None else [])]
+    for layer in (layer for context in contexts for layer in context.layers):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(engine, mesh=mesh)
+    register_fsdp_forward_method(engine, "shares")
+    return engine
 
 
-def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
+def has_idle_parameters(config: PretrainConfig) -> bool:
+    """Whether some update may leave a parameter without gradient: a dropped layer, a frozen stem, a task at zero."""
+    (first, *others), encoder = config.phases, config.encoder
+    is_constant = not others and all(isinstance(weight, float | int) for weight in first.weights.values())
+    reads_all_layers = config.tasks & {"units", "teacher", "codebooks", "contrast"}
+    return bool(encoder.layer_drop or config.stem.freeze == "freeze" or not is_constant or not reads_all_layers)
+
+
+def gather_parameters(engine: nn.Module) -> None:
+    """Make every rank hold all parameters again, which sharding has divided."""
+    for module in engine.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+
+
+@contextmanager
+def without_exchange(model: nn.Module) -> Iterator[None]:
     """Backward passes in here add up gradients on this rank alone."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+    else:
+        yield
 
 
 def gradient_norm(model: nn.Module) -> float:
-    """Of all gradients together."""
-    return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    """Of all gradients together, over all shards."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return float(whole(norm))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, brought together from all ranks where it was divided among them."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def divided_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, divided among the ranks as the example is."""
+    if isinstance(example, DTensor):
+        return distribute_tensor(tensor.to(example.device), example.device_mesh, example.placements)
+    return tensor

@@ -7,6 +7,7 @@ task of weight zero does not run, and a view that only such tasks read is not co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -70,10 +71,10 @@ class Engine(nn.Module):
         loss = torch.stack([weights[name] * outcome.loss for name, outcome in outcomes.items()]).sum()
         for name, outcome in outcomes.items():
             if outcome.statistics is not None:
-                before = self.pending.get(name)
-                self.pending[name] = outcome.statistics if before is None else before + outcome.statistics
+                fresh, before = outcome.statistics / outcome.times, self.pending.get(name)
+                self.pending[name] = fresh if before is None else before + fresh
         sums = {
-            f"{name}/{key}": value.detach()
+            f"{name}/{key}": value.detach() / outcome.times
             for name, outcome in outcomes.items()
             for key, value in {"loss": outcome.loss, **outcome.sums}.items()
         }
@@ -91,12 +92,14 @@ class Engine(nn.Module):
         tasks = self._tasks(weights)
         views = self.views(batch, tasks, update)
         own = {name: share for name, task in tasks.items() if (share := task.share(views))}
-        whole: dict[str, Shares] = {}
-        for name, shares in gather(own).items() if own else ():
+        shares = gather(own) if own else {}
+        outcomes = {}
+        for name, task in tasks.items():
             # The gradient goes through this part's own share alone: every part computes the whole loss.
-            live = [own[name] if index == part else share for index, share in enumerate(shares)]
-            whole[name] = tuple(torch.cat(tensors) for tensors in zip(*live, strict=True))
-        return {name: task(views, whole.get(name, ())) for name, task in tasks.items()}
+            live = [own[name] if index == part else share for index, share in enumerate(shares.get(name, ()))]
+            outcome: Outcome = task(views, tuple(torch.cat(tensors) for tensors in zip(*live, strict=True)))
+            outcomes[name] = replace(outcome, times=max(1, len(live)))
+        return outcomes
 
     @torch.no_grad()
     def shares(self, batch: Batch, weights: Mapping[str, float], update: int) -> dict[str, Shares]:

@@ -14,7 +14,7 @@ from sonorant.config import LinearWeight, PretrainConfig, StepWeight
 from sonorant.data.batching import Cursor, Loader
 from sonorant.tasks.task import Per
 from sonorant.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from sonorant.training.distributed import Ranks, spread_over_ranks
+from sonorant.training.distributed import Ranks, gather_parameters, spread_over_ranks
 from sonorant.training.engine import Engine
 from sonorant.training.gradients import balanced_scales, named_gradients, task_gradients
 from sonorant.training.journal import Journal, last_numbers
@@ -34,7 +34,7 @@ def train(
     ValueError when a loss is not finite or the targets have collapsed.
     """
     engine = engine.to(ranks.device).train()
-    model = spread_over_ranks(engine, ranks)
+    model = spread_over_ranks(engine, ranks, config)
     optimizer = build_optimizer(engine, config.optim)
     cursor = Cursor()
     sums: dict[str, float] = defaultdict(float)
@@ -57,8 +57,7 @@ def train(
         about = {
             "cursor": asdict(cursor), "sums": sums, "scales": scales, "config": config.model_dump(mode="json")
         }  # fmt: skip
-        if ranks.is_first:
-            save_checkpoint(run, cursor.update, engine, optimizer, about, config.keep_checkpoints)
+        save_checkpoint(run, cursor.update, engine, optimizer, about, config.keep_checkpoints, ranks.is_first)
         if not ranks.is_first:
             # The first rank carries the sums on, but all must have the same names.
             sums = defaultdict(float, dict.fromkeys(sums, 0.0))
@@ -100,10 +99,8 @@ def train(
             for name, value in step_sums.items():
                 sums[name] += value
             for name, weight in weights.items():
-                # Every part of an update computes the whole of a loss that is none of frames.
-                share = 1 / (len(batches) * ranks.count) if engine.task(name).per == "update" else 1.0
                 if weight:
-                    sums[f"{name}/weighted"] += weight * share * step_sums[f"{name}/loss"]
+                    sums[f"{name}/weighted"] += weight * step_sums[f"{name}/loss"]
                     sums[f"{name}/weight"] += weight / ranks.count
             for per, number in counts.items():
                 sums[per] += number / ranks.count
@@ -112,7 +109,7 @@ def train(
             if is_logged:
                 totals_by_name = total_over_ranks(sums, ranks)
                 sums = defaultdict(float)
-                entry = {**averages(config, engine, totals_by_name, ranks), **engine.monitor(), **gradients}
+                entry = {**averages(config, engine, totals_by_name), **engine.monitor(), **gradients}
                 check_alive(config, entry, cursor.update)
                 say(
                     ranks,
@@ -126,6 +123,7 @@ def train(
                     )
             if cursor.update % config.checkpoint_every == 0:
                 checkpoint_now()
+    gather_parameters(engine)
     say(ranks, f"pretrain: {pace.summary(cursor.update)}")
     return last_numbers(journal.path) if journal else {}
 
@@ -144,15 +142,11 @@ def is_balanced(config: PretrainConfig, update: int) -> bool:
     return at is not None and (update == at or (every > 0 and update > at and (update - at) % every == 0))
 
 
-def averages(
-    config: PretrainConfig, engine: Engine, totals: Mapping[str, float], ranks: Ranks
-) -> dict[str, float]:
+def averages(config: PretrainConfig, engine: Engine, totals: Mapping[str, float]) -> dict[str, float]:
     """Means over what each task's loss is a sum over, and over updates for what is no task's."""
     is_constant = config.balance.at is None and not any(
         isinstance(weight, LinearWeight | StepWeight) for phase in config.phases for weight in phase.weights.values()
     )
-    # What every part of an update computed as a whole was summed over parts.
-    parts = config.batching.micro_batches * ranks.count
     entry: dict[str, float] = {"loss": 0.0}
     for name, value in totals.items():
         task, _, key = name.partition("/")
@@ -167,7 +161,7 @@ def averages(
             if not is_constant:
                 entry[name] = value / totals["update"]
         else:
-            entry[name] = value / (totals[per] * (parts if per == "update" else 1))
+            entry[name] = value / totals[per]
     return entry
 
 
