@@ -207,7 +207,7 @@ def test_a_wide_kernel_sees_no_neighbour() -> None:
         assert torch.equal(position(x, frames)[:40], before[:40])
 
 
-@pytest.mark.parametrize("change", ["step", "load", "swap", "replace", "type"])
+@pytest.mark.parametrize("change", ["step", "load", "swap", "replace", "unseen", "type"])
 def test_a_spectrum_is_used_while_the_weights_stay(change: str) -> None:
     position, x, frames = make_position()
     with torch.inference_mode():
@@ -227,6 +227,9 @@ def test_a_spectrum_is_used_while_the_weights_stay(change: str) -> None:
                 position.weight.data = other
             case "replace":
                 position.weight = torch.nn.Parameter(other)
+            case "unseen":
+                with torch.autograd._unsafe_preserve_version_counter(position.weight):
+                    position.weight.copy_(other)
             case "type":
                 position, x = position.double(), x.double()
         found = position(x, frames)
