@@ -76,6 +76,16 @@ def test_a_decoder_can_be_narrower_than_the_stem() -> None:
     assert [tuple(w.shape[:2]) for w in Decoder([16] * 7, 3).weights] == [(16, 3), *[(3, 3)] * 5, (3, 1)]
 
 
+@pytest.mark.parametrize("channels", [16, 256])
+def test_the_decoder_begins_about_as_loud_as_what_it_is_to_rebuild(channels: int) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder([channels] * 7, None)
+    with torch.no_grad():
+        found = float(decoder(F.gelu(torch.randn(60, channels))).std())
+    # Kaiming: 2 · E[gelu(x)²] = 0.85 is the variance of a normed layer's sum; 16 channels scatter by a third.
+    assert found == pytest.approx(math.sqrt(0.85), rel=0.35)
+
+
 def test_the_decoder_has_the_right_gradients() -> None:
     torch.manual_seed(0)
     decoder = Decoder([2] * 7, None).double()

@@ -5,6 +5,7 @@ Shapes: F frames, T frames of one utterance, C stem channels, S samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -30,7 +31,11 @@ class Decoder(nn.Module):
         if channels is not None:
             widths[1:-1] = [channels] * (len(widths) - 2)
         shapes = zip(widths, widths[1:], reversed(STEM_KERNELS), strict=False)
-        self.weights = nn.ParameterList(nn.init.kaiming_normal_(torch.empty(shape)) for shape in shapes)
+        # Kaiming's, by what a value is summed over: kernel / stride taps of every channel, where frames overlap.
+        self.weights = nn.ParameterList(
+            nn.init.normal_(torch.empty(shape), std=math.sqrt(2 * stride / (shape[0] * shape[2])))
+            for shape, stride in zip(shapes, reversed(STEM_STRIDES), strict=True)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:-1])
 
     def forward(self, stem_TC: Tensor) -> Tensor:
