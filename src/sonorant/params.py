@@ -141,7 +141,7 @@ def describe_fault(name: str, fault: Any) -> str:
     """One fault that pydantic found, as: the key, what it found, what it wanted."""
     key = ".".join([*([name] if name else []), *(str(part) for part in fault["loc"])])
     if fault["type"] == "extra_forbidden":
-        return f"{key}: found an unknown key, wanted one that sonorant/config.py lists: remove or respell it"
+        return f"{key}: found an unknown key, wanted one that sonorant/config lists: remove or respell it"
     if fault["type"] == "missing":
         return f"{key}: found nothing, wanted a value: add it"
     message = fault["msg"].removeprefix("Value error, ").replace("Input should be ", "wanted ")

@@ -1,4 +1,4 @@
-"""params.yaml mirrors sonorant/config.py, and whatever is wrong in it is said on one line."""
+"""params.yaml mirrors sonorant/config, and whatever is wrong in it is said on one line."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_second_round_changes_the_sections_key_by_key(params: dict[str, Any]
         (["rounds=two"], "rounds: found 'two', wanted a valid integer"),
         (["rounds=2.0"], "rounds: found 2.0, wanted a valid integer"),
         (["rounds=true"], "rounds: found True, wanted a valid integer"),
-        (["second.cluter={}"], "second.cluter: found an unknown key, wanted one that sonorant/config.py lists"),
+        (["second.cluter={}"], "second.cluter: found an unknown key, wanted one that sonorant/config lists"),
         (["second.pretrain=3"], "second.pretrain: found 3, wanted a valid dictionary"),
         (["rounds=2", "second.cluster.layer=null"], "second.cluster.layer: found nothing, wanted a layer of the first"),
         (["rounds=2", "second.cluster.layer=-1"], "second.cluster.layer: found -1, wanted greater than or equal"),

@@ -149,12 +149,12 @@ def test_the_second_round_learns_units_of_the_first_rounds_encoder(
         ),
         (
             ["cluster", "--round", "2", "--set", "second.cluster.num_unit=3"],
-            "cluster: second.cluster.num_unit: found an unknown key, wanted one that sonorant/config.py lists: "
+            "cluster: second.cluster.num_unit: found an unknown key, wanted one that sonorant/config lists: "
             "remove or respell it",
         ),
         (
             ["cluster", "--set", "second.cluter.layer=3"],
-            "cluster: second.cluter: found an unknown key, wanted one that sonorant/config.py lists: "
+            "cluster: second.cluter: found an unknown key, wanted one that sonorant/config lists: "
             "remove or respell it",
         ),
     ],

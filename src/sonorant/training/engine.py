@@ -197,6 +197,7 @@ def deepest(wishes: Sequence[Mapping[View, int | None]]) -> dict[View, int | Non
 def build_engine(config: PretrainConfig, num_units: int) -> Engine:
     """A new model and all that the recipe's tasks need to train it."""
     encoder = Encoder(config.encoder)
+    encoder.checkpointing = config.checkpointing
     tasks = build_tasks(config, num_units)
     wanted = deepest([task.views for task in tasks.values()])
     teacher = Teacher(encoder, config.teacher, config.stem) if "teacher" in wanted else None

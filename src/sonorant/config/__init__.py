@@ -1,0 +1,106 @@
+"""Every choice a user can make, one frozen section per step; params.yaml mirrors this folder.
+
+A section refuses unknown keys and impossible values, so a typing error is found before any work is done.
+What says how the work is done, not what is made (`num_workers`, `micro_batches`, `checkpointing`, `sharding`) is left
+out of a section's dump and so never changes an artifact or its provenance, and a run goes on with other values of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from sonorant.config.encoder import EncoderConfig
+from sonorant.config.measure import ClusterConfig, EvaluateConfig, PublishConfig
+from sonorant.config.prepare import (
+    FolderSource,
+    LhotseSource,
+    LibrispeechSource,
+    ManifestSource,
+    PrepareConfig,
+    Source,
+    SyntheticSource,
+)
+from sonorant.config.pretrain import (
+    BatchingConfig,
+    GuardConfig,
+    MaskingConfig,
+    OptimConfig,
+    PerturbationConfig,
+    PretrainConfig,
+    StemConfig,
+)
+from sonorant.config.section import Section, Split
+from sonorant.config.tasks import (
+    CodebooksConfig,
+    ContrastConfig,
+    QuantiserConfig,
+    SpectrumConfig,
+    TeacherConfig,
+    UnitsConfig,
+    UtteranceConfig,
+    WaveformConfig,
+)
+from sonorant.config.weights import BalanceConfig, LinearWeight, Phase, StepWeight, TaskName
+
+__all__ = [
+    "SECTIONS",
+    "BalanceConfig",
+    "BatchingConfig",
+    "ClusterConfig",
+    "CodebooksConfig",
+    "ContrastConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "FolderSource",
+    "GuardConfig",
+    "LhotseSource",
+    "LibrispeechSource",
+    "LinearWeight",
+    "ManifestSource",
+    "MaskingConfig",
+    "OptimConfig",
+    "PerturbationConfig",
+    "Phase",
+    "PrepareConfig",
+    "PretrainConfig",
+    "PublishConfig",
+    "QuantiserConfig",
+    "Rounds",
+    "Second",
+    "Section",
+    "Source",
+    "SpectrumConfig",
+    "Split",
+    "StemConfig",
+    "StepWeight",
+    "SyntheticSource",
+    "TaskName",
+    "TeacherConfig",
+    "UnitsConfig",
+    "UtteranceConfig",
+    "WaveformConfig",
+]
+
+SECTIONS: dict[str, type[Section]] = {
+    "prepare": PrepareConfig,
+    "cluster": ClusterConfig,
+    "pretrain": PretrainConfig,
+    "publish": PublishConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+class Second(Section):
+    """What the second round changes in the sections `cluster` and `pretrain`: laid over them, key by key."""
+
+    cluster: dict[str, Any] = Field({}, description="must choose a layer of the first round's encoder")
+    pretrain: dict[str, Any] = Field({})
+
+
+class Rounds(Section):
+    """How often the corpus is clustered and an encoder pretrained on the units; one model comes of the last round."""
+
+    rounds: int = Field(1, ge=1, le=2, strict=True)
+    second: Second = Second()

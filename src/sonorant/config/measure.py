@@ -1,0 +1,53 @@
+"""Units, the published model and what is measured of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sonorant.config.section import Section, Split, Workers
+
+
+class ClusterConfig(Section):
+    """Which frames are clustered, and into how many units."""
+
+    layer: int | None = Field(None, ge=0, description="None: 39-dim MFCC; else that layer of the given encoder")
+    num_units: int = Field(100, ge=2, le=32_767)
+    normalise: Literal["none", "corpus", "utterance", "utterance_mean"] = Field(
+        "none",
+        description="per dimension: not at all, over the training frames, within each utterance, or its mean alone",
+    )
+    context_frames: int = Field(0, ge=0, le=10, description="neighbours on each side that a frame is clustered with")
+    max_frames: int = Field(2_000_000, ge=1, description="training frames k-means is fitted on, drawn by utterance")
+    num_restarts: int = Field(3, ge=1)
+    seed: int = 0
+    num_workers: Workers = 0
+
+
+class PublishConfig(Section):
+    """Which layer becomes embeddings, and its final codebook."""
+
+    layer: int | None = Field(None, ge=0, description="None: the layer whose units tell most about dev phones")
+    network: Literal["student", "teacher"] = "student"
+    num_units: int = Field(100, ge=2, le=32_767)
+    normalise: Literal["none", "corpus", "utterance_mean"] = Field(
+        "utterance_mean",
+        description="per dimension: not at all, over the training frames, or each utterance's mean taken away",
+    )
+    max_frames: int = Field(1_000_000, ge=1)
+    num_restarts: int = Field(3, ge=1)
+    licence: str = Field("unknown: set publish.licence to that of your data", description="written into the model card")
+    seed: int = 0
+
+
+class EvaluateConfig(Section):
+    """What is measured, on whom."""
+
+    split: Split = "test"
+    source: str | None = Field(None, description="only this source's utterances; None: all")
+    abx_max_items: int = Field(10, ge=2, description="items drawn per phone, context and speaker")
+    abx_max_speakers: int = Field(5, ge=1, description="other speakers drawn per cell in across-speaker ABX")
+    num_examples: int = Field(4, ge=0, description="utterances drawn in the report")
+    seed: int = 0
+    num_workers: Workers = 0
