@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig
+from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig, UtteranceConfig
 from sonorant.data.audio import standardise
-from sonorant.data.batching import Batch, Cursor, Loader, split_evenly
+from sonorant.data.batching import Batch, Cursor, Loader, split_evenly, split_in_halves
 from sonorant.data.corpus import Utterance
 from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, num_frames, num_samples
 from sonorant.data.units import UnitStore, write_units
@@ -214,3 +214,94 @@ def test_rows_are_dealt_once_and_evenly(lengths: list[int], num_parts: int) -> N
         totals = [sum(lengths[row] for row in part) for part in parts]
         # Longest first onto the emptiest part: the last row put on the fullest part was no longer than any other.
         assert max(totals) - min(totals) <= max(lengths)
+
+
+# -------------------------------------------------------------------------------------------- length buckets
+
+
+def padding(updates: list[list[int]]) -> float:
+    """The share of padded batches that would be padding."""
+    padded = sum(max(lengths) * len(lengths) for lengths in updates)
+    return 1 - sum(map(sum, updates)) / padded
+
+
+def test_length_buckets_bring_like_lengths_together() -> None:
+    # 2 to 16 s, as a random batch of LibriSpeech's has them.
+    lengths = np.random.default_rng(0).uniform(2, 16, size=3_000) * SAMPLE_RATE
+    speech = [Utterance(f"u{i}", "train", "s", "s", int(n), Path("unread")) for i, n in enumerate(lengths)]
+
+    def planned(buckets: int) -> list[list[int]]:
+        config = BatchingConfig(batch_seconds=87.5, crop_seconds=20, length_buckets=buckets)
+        one, cursor, updates = Loader(speech, None, config, MaskingConfig(), seed=0), Cursor(), []
+        while True:
+            crops, cursor = one.plan(cursor)
+            if cursor.epoch:
+                return updates
+            updates.append([crop.num_frames for crop in crops])
+
+    random, alike = planned(1), planned(20)
+    assert padding(random) > 0.35
+    assert padding(alike) < 0.05
+    # Every utterance once an epoch, and no long run of short ones: halves of the epoch are alike.
+    assert abs(sum(map(len, alike)) - len(speech)) <= max(map(len, alike))
+    means = [np.mean(np.concatenate(half)) for half in (alike[: len(alike) // 2], alike[len(alike) // 2 :])]
+    # Of some 150 updates each, whose means lie 200 frames apart: a tenth is two standard deviations.
+    assert means[0] == pytest.approx(means[1], rel=0.2)
+
+
+def test_length_buckets_are_the_same_for_every_rank(utterances: list[Utterance], units: UnitStore) -> None:
+    shares = [take(loader(utterances, units, rank, 2, length_buckets=3), 6) for rank in range(2)]
+    whole = take(loader(utterances, units, length_buckets=3), 6)
+    for (one, _), (two, _), (both, _) in zip(*shares, whole, strict=True):
+        heard = [part.num_samples[0] for batch in (*one, *two) for part in alone(batch)]
+        assert sorted(heard) == sorted(part.num_samples[0] for batch in both for part in alone(batch))
+
+
+# ---------------------------------------------------------------------------------------------------- halves
+
+
+@given(st.integers(2, 60), st.integers(0, 1_000))
+def test_halves_share_no_sample_and_lie_on_the_grid(frames: int, seed: int) -> None:
+    wave = noise(num_samples(frames), seed)
+    quiet = UtteranceConfig(max_gain_db=0.0, min_snr_db=200.0, max_snr_db=200.0)
+    first, second = split_in_halves(wave, quiet, np.random.default_rng(seed))
+    assert min(num_frames(len(first)), num_frames(len(second))) >= 1
+    begin = len(wave) - len(second)
+    assert begin % HOP_SAMPLES == 0
+    # An utterance of two or three frames is too short for halves that share nothing.
+    assert begin >= len(first) or frames < 3
+    np.testing.assert_allclose(first, wave[: len(first)], atol=1e-6)
+    np.testing.assert_allclose(second, wave[begin:], atol=1e-6)
+
+
+def test_halves_are_as_loud_and_as_noisy_as_they_are_told() -> None:
+    wave = noise(num_samples(400))
+    config = UtteranceConfig(max_gain_db=6.0, min_snr_db=10.0, max_snr_db=10.0)
+    gains = []
+    for seed in range(200):
+        half, _ = split_in_halves(wave, config, np.random.default_rng(seed))
+        clean = wave[: len(half)]
+        gain = float(half @ clean / (clean @ clean))
+        rest = half - gain * clean
+        # 10 dB below the half, after the gain; a tenth for the noise's own spread and its part along the wave.
+        assert 10 * np.log10((gain * clean).var() / rest.var()) == pytest.approx(10, abs=0.3)
+        gains.append(20 * np.log10(gain))
+    assert -6.3 < min(gains) < -5
+    assert 5 < max(gains) < 6.3
+
+
+def test_a_rank_draws_what_one_process_draws(utterances: list[Utterance], units: UnitStore) -> None:
+    def heard(num_ranks: int) -> dict[int, tuple[bytes, int, int]]:
+        found = {}
+        for rank in range(num_ranks):
+            config = BatchingConfig(batch_seconds=8.0, crop_seconds=1.0)
+            one = Loader(utterances, units, config, MaskingConfig(), 3, rank, num_ranks, halves=UtteranceConfig())
+            ((batches, _),) = take(one, 1)
+            for part in (part for batch in batches for part in alone(batch)):
+                assert part.halves is not None
+                assert part.speakers is not None
+                found[part.seeds[0]] = (part.halves.numpy().tobytes(), len(part.half_samples), int(part.speakers[0]))
+        return found
+
+    assert heard(1) == heard(2) == heard(3)
+    assert all(count == 2 for _, count, _ in heard(1).values())

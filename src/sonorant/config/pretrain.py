@@ -153,6 +153,8 @@ class PretrainConfig(Section):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"phases' shares sum to {total:g}, wanted 1: change the shares")
+        if not self.encoder.standardised:
+            raise ValueError("encoder.standardised false: pretraining standardises its waves: leave it true")
         layers = self.encoder.num_layers
         for name, found in (
             ("teacher.num_layers", self.teacher.num_layers),

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,6 +114,7 @@ class Loader:
         self.batching, self.masking, self.seed = batching, masking, seed
         self.perturbation = perturbation or PerturbationConfig()
         self.rank, self.num_ranks = rank, num_ranks
+        self._orders: dict[int, tuple[list[int], frozenset[int]]] = {}
         self.max_frames = frames.num_frames(round(batching.crop_seconds * frames.SAMPLE_RATE))
         parts = num_ranks * batching.micro_batches
         if len(self.utterances) < parts:
@@ -140,14 +140,14 @@ class Loader:
     def plan(self, cursor: Cursor) -> tuple[list[Crop], Cursor]:
         """The crops of one update over all ranks, and where the next update begins."""
         epoch, position = cursor.epoch, cursor.position
-        order = self._order(epoch)
+        order, ends = self._order(epoch)
         rng = np.random.default_rng((self.seed, 1, cursor.update))
         crops: list[Crop] = []
         seconds = 0.0
         while True:
             if position == len(order):
                 epoch, position = epoch + 1, 0
-                order = self._order(epoch)
+                order, ends = self._order(epoch)
             utterance = self.utterances[order[position]]
             count = min(utterance.num_frames, self.max_frames)
             room = utterance.num_frames - count
@@ -155,23 +155,37 @@ class Loader:
             crop = Crop(utterance, first, count, draw_warp(self.perturbation, rng))
             length = frames.num_samples(crop.num_frames) / frames.SAMPLE_RATE
             enough = len(crops) >= self.num_ranks * self.batching.micro_batches
-            if enough and seconds + length > self.batching.batch_seconds:
+            if enough and (seconds + length > self.batching.batch_seconds or position in ends):
                 return crops, Cursor(epoch, position, cursor.update + 1)
             crops.append(crop)
             seconds += length
             position += 1
 
-    def _order(self, epoch: int) -> list[int]:
-        rng = np.random.default_rng((self.seed, 0, epoch))
+    def _order(self, epoch: int) -> tuple[list[int], frozenset[int]]:
+        """The utterances of an epoch in order, and the places in it that no update reaches across."""
+        if epoch not in self._orders:
+            self._orders = {epoch: self._draw_order(np.random.default_rng((self.seed, 0, epoch)))}
+        return self._orders[epoch]
+
+    def _draw_order(self, rng: np.random.Generator) -> tuple[list[int], frozenset[int]]:
         order: list[int] = rng.permutation(len(self.utterances)).tolist()
         if (buckets := self.batching.length_buckets) == 1:
-            return order
-        # Utterances stay in random order within their class, and the classes' shuffled parts follow one another.
-        by_length = sorted(order, key=lambda row: min(self.utterances[row].num_frames, self.max_frames))
-        bounds = np.linspace(0, len(order), buckets + 1).astype(int)
-        classes = [set(by_length[start:end]) for start, end in pairwise(bounds)]
-        parts = [[row for row in order if row in members] for members in classes]
-        return [row for index in rng.permutation(buckets) for row in parts[index]]
+            return order, frozenset()
+        # Classes of length are cut into pieces of an update each, and the pieces follow one another in random order.
+        lengths = np.array([min(u.num_frames, self.max_frames) for u in self.utterances])
+        pieces: list[list[int]] = []
+        for members in np.array_split(sorted(order, key=lengths.__getitem__), buckets):
+            seconds = np.inf
+            for row in rng.permutation(members).tolist():
+                length = frames.num_samples(int(lengths[row])) / frames.SAMPLE_RATE
+                if seconds + length > self.batching.batch_seconds:
+                    pieces.append([])
+                    seconds = 0.0
+                pieces[-1].append(row)
+                seconds += length
+        shuffled = [pieces[index] for index in rng.permutation(len(pieces))]
+        ends = np.cumsum([0, *(len(piece) for piece in shuffled)])
+        return [row for piece in shuffled for row in piece], frozenset(ends.tolist())
 
     def _load(self, crops: Sequence[Crop], update: int) -> list[Batch]:
         masks = [
