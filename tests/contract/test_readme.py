@@ -38,6 +38,14 @@ def test_a_step_takes_these_flags(line: str) -> None:
     parse_round(step.name, params, int(dict(flags).get("--round", "1")))
 
 
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_these_settings_go_on_top_of_the_demo(block: str, tmp_path: Path) -> None:
+    (tmp_path / "shown.yaml").write_text(block)
+    params = read_params([ROOT / "params.yaml", tmp_path / "shown.yaml"])
+    check_params(params)
+    parse_round("pretrain", params, 1)
+
+
 @pytest.mark.parametrize("target", sorted({m for line in LINES for m in re.findall(r"^make ([a-z-]+)", line)}))
 def test_make_has_this_target(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -239,7 +239,10 @@ def cut(crop: Crop) -> NDArray[np.float32]:
 def split_in_halves(
     wave: NDArray[np.float32], config: UtteranceConfig, rng: np.random.Generator
 ) -> list[NDArray[np.float32]]:
-    """Two parts of a wave without a common sample, each made louder or quieter, with noise, on the frame grid."""
+    """Two parts of a wave on the frame grid, each made louder or quieter, with noise.
+
+    They have no sample in common where the wave has three frames or more.
+    """
     num_frames = frames.num_frames(len(wave))
     first = max(1, num_frames // 2)
     # The first part's last window reaches into the frame after it.
