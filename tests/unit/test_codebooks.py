@@ -296,3 +296,14 @@ def test_accuracy_counts_frames_whose_code_is_named() -> None:
     right = float(task(views, ()).sums["accuracy"])
     assert right == pytest.approx(float((codes == 0).sum()) / 2)
     assert 0 < right < frames
+
+
+def test_the_state_is_never_cast() -> None:
+    # A bfloat16 average at τ = 0.9 keeps eight bits of a sum over thousands of frames.
+    engine = make_engine(tasks=["codebooks"])
+    before = engine.task("codebooks").state.clone()
+    for cast in (engine.bfloat16, engine.half, engine.double):
+        cast()
+        assert torch.equal(engine.task("codebooks").state, before)
+        assert engine.task("codebooks").state.dtype == torch.float32
+    assert "tasks.codebooks.state" in engine.state_dict()

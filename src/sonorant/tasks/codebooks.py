@@ -8,7 +8,8 @@ Shapes: M masked frames, D width, K codebooks, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,13 @@ class Codebooks(Monitored):
             codewords_KVD /= config.num_codes**0.5
         self.register_buffer("state", F.pad(codewords_KVD, (0, 1), value=1.0))
         self.register_buffer("window", torch.zeros(len(self.layers), config.num_codes, dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Whatever happens to the module, as in `engine.bfloat16()`, the state only changes its device."""
+        state = self.state
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.state = state.to(self.state.device)
+        return self
 
     @property
     def codewords(self) -> Tensor:
