@@ -59,6 +59,8 @@ SCALES = {
     "S+F+P": ("waveform", "spectrum", "contrast"),
 }
 """MGF's ablations: sample, frame, phoneme and utterance scale alone, then together; all four are mgf itself."""
+PUBLISHED_CODES = "dinosr:published"
+"""With its recipe's codebooks, whatever the common setting says of them."""
 UPDATES, TIME, BASELINE = "updates", "time", "baseline"
 """Conditions of runs: as many updates as all, as many as fit into hubert's time, none."""
 BASELINES = ("mfcc", "mfcc_centred", "untrained")
@@ -137,7 +139,7 @@ def objective(common: Mapping[str, Any], recipe: Mapping[str, Any], seed: int, n
     shared, chosen = stretched(common, num_updates), stretched(recipe, num_updates)
     tasks = {key: merged([chosen[key], shared.get(key, {})]) for key in TASK_SECTIONS if key in chosen}
     return {
-        **shared,
+        **{key: value for key, value in shared.items() if key not in TASK_SECTIONS},
         **tasks,
         "phases": chosen["phases"],
         "seed": seed,
@@ -415,14 +417,20 @@ def equal_updates(params: Mapping[str, Any], methods: Sequence[str], seeds: Sequ
     return runs + [Run(m, UPDATES, seed, objective(common, r, seed, n)) for seed in seeds for m, r in recipes.items()]
 
 
-def scale_runs(params: Mapping[str, Any], seeds: Sequence[int], n: int) -> list[Run]:
-    """MGF's scales alone and together, for `n` updates."""
-    recipe = read_recipe("mgf")
-    chosen = {f"mgf:{scales}": only(recipe, tasks) for scales, tasks in SCALES.items()}
+def ablations(params: Mapping[str, Any], methods: Sequence[str], seeds: Sequence[int], n: int) -> list[Run]:
+    """MGF's scales alone and together, and DinoSR's codebooks as published, for `n` updates."""
+    common = params["pretrain"]
+    chosen: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    if "dinosr" in methods:
+        # Without what the common setting says of codebooks.
+        chosen[PUBLISHED_CODES] = {k: v for k, v in common.items() if k != "codebooks"}, read_recipe("dinosr")
+    if "mgf" in methods:
+        recipe = read_recipe("mgf")
+        chosen |= {f"mgf:{scales}": (common, only(recipe, tasks)) for scales, tasks in SCALES.items()}
     return [
-        Run(name, UPDATES, seed, objective(params["pretrain"], recipe, seed, n))
+        Run(name, UPDATES, seed, objective(shared, recipe, seed, n))
         for seed in seeds
-        for name, recipe in chosen.items()
+        for name, (shared, recipe) in chosen.items()
     ]
 
 
@@ -535,7 +543,8 @@ def score_table(results: Results, methods: Sequence[str], condition: str, source
     """Every method's scores under one condition, and the baselines'."""
     measures = {f"{title}, {s}": f"{key}/{s}" for key, title in MEASURES.items() for s in sources} | PROBES
     rows = []
-    for name in (*methods, *BASELINES):
+    extra = [PUBLISHED_CODES] if condition == UPDATES and (PUBLISHED_CODES, UPDATES) in results else []
+    for name in (*methods, *extra, *BASELINES):
         own = BASELINE if name in BASELINES else condition
         updates, seconds = (
             ["", ""] if own == BASELINE else [show(column(results, name, own, key), 0) for key in EFFORT]
@@ -595,7 +604,7 @@ def claims(results: Results) -> dict[str, list[float]]:
             compare(f"mt4ssl+codebooks_vs_mt4ssl_{key}{suffix}", "mt4ssl+codebooks", "mt4ssl", key, condition)
         for key in ("speaker", "phone"):
             compare(f"dinosr+utterance_vs_dinosr_{key}{suffix}", "dinosr+utterance", "dinosr", key, condition)
-    for method in ("dinosr", "mt4ssl+codebooks", "dinosr+utterance"):
+    for method in ("dinosr", PUBLISHED_CODES, "mt4ssl+codebooks", "dinosr+utterance"):
         first, last = (codes(results, method, "/active_codes", share) for share in (SHARES[0], 1.0))
         runs = [run for _, run in sorted(results.get((method, UPDATES), {}).items()) if run.get("journal")]
         if last:
@@ -629,7 +638,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "objectives", help="where all is kept")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--scale-seeds", type=int, nargs="*", help="of MGF's ablations; default: all seeds")
+    parser.add_argument("--ablation-seeds", type=int, nargs="*", help="default: all seeds")
     parser.add_argument("--conditions", nargs="+", choices=(UPDATES, TIME), default=[UPDATES, TIME])
     parser.add_argument("--num-updates", type=int, help="instead of the configuration's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each of one thread")
@@ -653,12 +662,12 @@ def main() -> None:
         parser.error(str(error))
     setting = Setting(params["publish"]["num_units"], params["evaluate"], digests)
     methods, seeds = options.methods, options.seeds
-    scale_seeds = seeds if options.scale_seeds is None else options.scale_seeds
+    ablation_seeds = seeds if options.ablation_seeds is None else options.ablation_seeds
     n = options.num_updates or params["pretrain"]["num_updates"]
 
     runs = equal_updates(params, methods, seeds, n)
     results = run_all(runs, options.folder, setting, options.jobs)
-    later = scale_runs(params, scale_seeds, n) if "mgf" in methods else []
+    later = ablations(params, methods, ablation_seeds, n)
     if TIME in options.conditions and ("hubert", UPDATES) in results:
         later += equal_time(params, methods, seeds, results)
     results |= run_all(later, options.folder, setting, options.jobs)
@@ -668,9 +677,9 @@ def main() -> None:
     print(score_table(results, methods, UPDATES, sources))
     if TIME in options.conditions:
         print("Equal time:\n\n" + score_table(results, methods, TIME, sources))
-    print(code_table(results, methods))
+    print(code_table(results, [*methods, PUBLISHED_CODES]))
     if "mgf" in methods:
-        print(f"MGF's scales, {len(scale_seeds)} seed(s), equal updates, means of the sources:\n")
+        print(f"MGF's scales, {len(ablation_seeds)} seed(s), equal updates, means of the sources:\n")
         print(scale_table(results))
     found = claims(results)
     print(claim_table(found))
