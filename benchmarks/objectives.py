@@ -285,8 +285,9 @@ def score(heard: Sequence[Heard], config: EvaluateConfig, num_units: int, seed: 
     layer = int(np.argmax(on_dev))
     scores = {"layer": float(layer), "dev_pnmi_speech": on_dev[layer]}
     scores |= {f"dev_pnmi_speech/layer_{number}": value for number, value in enumerate(on_dev)}
-    scores["dev_phone"] = phone_probe(train, dev, seed)
-    if config.split == "test":
+    if config.split == "dev":
+        scores["phone"] = phone_probe(train, dev, seed)
+    elif config.split == "test":
         sources = sorted({one.utterance.source for one in test})
         for source in sources:
             own = [one for one in test if one.utterance.source == source]
@@ -509,18 +510,25 @@ def summary(folder: Path, run: Run) -> str:
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def column(results: Results, method: str, condition: str, name: str) -> list[float]:
-    """A score of each seed in their order, or with `cpu_seconds` and `num_updates` what it took; [] for failures.
+def by_seed(results: Results, method: str, condition: str, name: str) -> dict[int, float]:
+    """A score of each seed, or with `cpu_seconds` and `num_updates` what it took; without the seeds that failed.
 
     A method that was not run again with equal time has made as many updates as fit.
     """
     found = results.get((method, condition), {})
     if condition == TIME and not found:
         found = results.get((method, UPDATES), {})
-    done = [found[seed] for seed in sorted(found) if "scores" in found[seed]]
+    done = {seed: one for seed, one in sorted(found.items()) if "scores" in one}
     if name == "num_updates":
-        return [float(one["config"]["num_updates"]) for one in done]
-    return [one[name] if name == "cpu_seconds" else one["scores"].get(name, math.nan) for one in done]
+        return {seed: float(one["config"]["num_updates"]) for seed, one in done.items()}
+    if name == "cpu_seconds":
+        return {seed: one["cpu_seconds"] for seed, one in done.items()}
+    return {seed: one["scores"].get(name, math.nan) for seed, one in done.items()}
+
+
+def column(results: Results, method: str, condition: str, name: str) -> list[float]:
+    """The same without the seeds' numbers."""
+    return list(by_seed(results, method, condition, name).values())
 
 
 def show(values: Sequence[float], digits: int = 3) -> str:
@@ -592,7 +600,8 @@ def claims(results: Results) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
 
     def compare(name: str, better: str, worse: str, key: str, condition: str = UPDATES) -> None:
-        pairs = list(zip(column(results, better, condition, key), column(results, worse, condition, key), strict=False))
+        ours, theirs = (by_seed(results, method, condition, key) for method in (better, worse))
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
         if pairs:
             is_error = key.startswith("abx")
             found[name] = [b / a if is_error else a / b for a, b in pairs]
@@ -683,8 +692,8 @@ def main() -> None:
         print(scale_table(results))
     found = claims(results)
     print(claim_table(found))
-    for (method, condition), by_seed in results.items():
-        for seed, result in by_seed.items():
+    for (method, condition), seeds_results in results.items():
+        for seed, result in seeds_results.items():
             if "failed" in result:
                 print(f"failed: {method}, {condition}, seed {seed}: {result['failed']}")
     ratios = {name: round(statistics.mean(values), 3) for name, values in found.items()}
