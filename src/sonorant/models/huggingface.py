@@ -201,7 +201,8 @@ def load_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
     if about is None:
         drawn = torch.rand(config.dim, generator=torch.Generator().manual_seed(0))
         tensors.setdefault("masked_spec_embed", drawn)
-    with torch.device("meta"):  # no time is spent on random weights
+    # Not on the meta device: to draw nothing there, torch imports its compiler, which takes longer than drawing.
+    with torch.random.fork_rng(devices=[]):
         encoder = Encoder(config)
     try:
         check_tensors(encoder, tensors)
