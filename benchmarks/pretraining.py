@@ -1,6 +1,6 @@
 """Our packed encoder and training step against transformers' HubertModel (sdpa) of the same shape and weights.
 
-    python benchmarks/pretraining.py                      # HuBERT base and a small one: about eight minutes on a core
+    python benchmarks/pretraining.py                      # HuBERT base and a small one: about twelve minutes on a core
     python benchmarks/pretraining.py --sizes small --rounds 5
     python benchmarks/pretraining.py --memory             # peak memory of a base-size DinoSR step on 87 s of audio
 
@@ -369,6 +369,14 @@ def peak_gib(variant: str, seconds: float) -> None:
     print(f"{variant:>18}: {peak:.2f} GiB, {(time.process_time() - start) / 2:.1f} CPU s an update", flush=True)
 
 
+def show_memory(variants: Sequence[str], seconds: float) -> None:
+    """Print the peak memory of a process that makes base-size updates, for each of the variants."""
+    found = draw_batch(seconds).seconds
+    print(f"peak memory of a base-size DinoSR update, {found:.1f} s of audio, AdamW and teacher included", flush=True)
+    for variant in variants:
+        subprocess.run([sys.executable, __file__, "--child", variant, "--seconds", str(seconds)], check=True)
+
+
 def main() -> None:
     """Run the contenders in turn and print the tables and the JSON line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -385,12 +393,7 @@ def main() -> None:
         peak_gib(options.child, options.seconds)
         return
     if options.memory:
-        seconds = options.seconds or 86.0
-        batch = draw_batch(seconds)
-        print(f"peak memory of a base-size DinoSR update, {batch.seconds:.1f} s of audio, AdamW and teacher included")
-        for variant in options.only or VARIANTS[:2]:
-            command = [sys.executable, __file__, "--child", variant, "--seconds", str(seconds)]
-            subprocess.run(command, check=True)
+        show_memory(options.only or VARIANTS[:2], options.seconds or 86.0)
         return
     batch = draw_batch(options.seconds or 26.0)
     longest = max(batch.num_samples) * len(batch.num_samples) / SAMPLE_RATE
@@ -404,6 +407,9 @@ def main() -> None:
         rows = options.rows or ["forward", "train", *(["dinosr_step"] if size == "base" else [])]
         ratios |= compare(size, batch, options.rounds, rows)
         gc.collect()
+    if "base" in options.sizes and not options.rows:
+        print()
+        show_memory(VARIANTS, options.seconds or 26.0)
     print(json.dumps({"benchmark": "pretraining", "ratios": ratios}))
 
 
