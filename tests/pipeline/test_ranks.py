@@ -103,10 +103,10 @@ def test_two_ranks_are_one_process_with_the_double_batch(
 
 @pytest.mark.parametrize("micro_batches", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_sharded_model_is_a_whole_one(micro_batches: int, tone_corpus: dict[str, Path], tmp_path: Path) -> None:
-    """FSDP2 on two ranks, stopped and gone on with: losses, gradients and artifact are those of one process."""
+    """FSDP2 on two ranks, activations made again: losses, gradients and artifact are those of one process."""
     plain = {"balance": {"at": None, "every": 0}, "log_gradients": False, "optim": {"max_grad_norm": 1.0}}
     pretrain(many_values(**plain), **tone_corpus, encoder=tmp_path / "one")
-    sharded = many_values(**plain, sharding="full", batching={"micro_batches": micro_batches})
+    sharded = many_values(**plain, sharding="full", checkpointing=True, batching={"micro_batches": micro_batches})
     run_ranks(tmp_path, sharded, tone_corpus, ranks=2)
     assert_same_curve(tmp_path / "encoder", tmp_path / "one")
     files = {path.name for path in (tmp_path / "encoder").iterdir()}
