@@ -134,7 +134,16 @@ def parse_section(name: str, section: type[Section], values: Mapping[str, Any]) 
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ValueError("; ".join(describe_fault(name, fault) for fault in error.errors())) from None
+        faults = error.errors()
+        # A sequence whose only entry is faulty is not also too short.
+        told = [fault for fault in faults if fault["type"] != "too_short" or not has_deeper(fault, faults)]
+        raise ValueError("; ".join(describe_fault(name, fault) for fault in told)) from None
+
+
+def has_deeper(fault: Any, faults: Sequence[Any]) -> bool:
+    """Whether something within what is faulty is faulty too."""
+    place = fault["loc"]
+    return any(other["loc"][: len(place)] == place and len(other["loc"]) > len(place) for other in faults)
 
 
 def describe_fault(name: str, fault: Any) -> str:

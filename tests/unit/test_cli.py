@@ -57,6 +57,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"teacher": {"num_layers": 3}}, "teacher.num_layers 3 exceeds encoder.num_layers 2: lower it"),
     ({"phases": [{"share": 0.5, "weights": {"units": 1}}]}, "phases' shares sum to 0.5, wanted 1"),
     ({"phases": [{"weights": {"units": 0}}]}, "are all zero"),
+    ({"phases": [{"weights": {"units": {"start": 1}}}]}, "weights.units.line.end: found nothing, wanted a value: add it"),
+    ({"phases": [{"weights": {"units": -1}}]}, "weights.units.number: found -1, wanted greater than or equal to 0"),
     ({"phases": [{"weights": {"untis": 1}}]}, "wanted 'units', 'teacher', "),
 ]
 
@@ -66,6 +68,7 @@ def test_impossible_values_are_named(change: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_section("pretrain", PretrainConfig, pretrain_values(**change))
     assert "\n" not in str(caught.value)
+    assert "at least 1 item" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

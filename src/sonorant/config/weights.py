@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from sonorant.config.section import Section, Share
 
@@ -44,11 +44,24 @@ class StepWeight(Section):
         return self.values[sum(done >= share for share in self.at)]
 
 
+def kind_of_weight(value: Any) -> str:
+    """Which of the three a value is meant to be, so that its faults alone are told."""
+    if isinstance(value, LinearWeight | StepWeight):
+        return "line" if isinstance(value, LinearWeight) else "steps"
+    return "number" if not isinstance(value, dict) else "steps" if {"values", "at"} & set(value) else "line"
+
+
+Weight = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[LinearWeight, Tag("line")] | Annotated[StepWeight, Tag("steps")],
+    Discriminator(kind_of_weight),
+]
+
+
 class Phase(Section):
     """A share of the updates with one row of task weights. A weight of zero turns a task off."""
 
     share: float = Field(1.0, gt=0, le=1)
-    weights: dict[TaskName, NonNegative | LinearWeight | StepWeight]
+    weights: dict[TaskName, Weight]
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:
