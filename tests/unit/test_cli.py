@@ -57,7 +57,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"teacher": {"num_layers": 3}}, "teacher.num_layers 3 exceeds encoder.num_layers 2: lower it"),
     ({"phases": [{"share": 0.5, "weights": {"units": 1}}]}, "phases' shares sum to 0.5, wanted 1"),
     ({"phases": [{"weights": {"units": 0}}]}, "are all zero"),
-    ({"phases": [{"weights": {"units": {"start": 1}}}]}, "weights.units.line.end: found nothing, wanted a value: add it"),
+    ({"phases": [{"weights": {"units": {"start": 1}}}]}, "weights.units.line.end: found nothing, wanted a value"),
     ({"phases": [{"weights": {"units": -1}}]}, "weights.units.number: found -1, wanted greater than or equal to 0"),
     ({"phases": [{"weights": {"untis": 1}}]}, "wanted 'units', 'teacher', "),
 ]
