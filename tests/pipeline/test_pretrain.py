@@ -21,25 +21,11 @@ from sonorant.models.huggingface import load_encoder
 from sonorant.steps import pretrain
 from sonorant.steps.step import read_record
 from tests.running import begun, command, journal_of
-from tests.tiny import noise, pretrain_values, write_tone_corpus
+from tests.tiny import noise, pretrain_values
 
 LONG = 40
 """Updates of the runs that are interrupted: a few seconds."""
-
-
-@pytest.fixture(scope="module")
-def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The artifacts that the step reads."""
-    corpus, units = write_tone_corpus(tmp_path_factory.mktemp("tones"))
-    return {"corpus": corpus, "units": units}
-
-
-@pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where checkpoints go."""
-    folder = tmp_path / "runs"
-    monkeypatch.setenv("SONORANT_RUNS", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("runs")
 
 
 # ------------------------------------------------------------------------------------------------- learning

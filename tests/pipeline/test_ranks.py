@@ -15,26 +15,12 @@ import pytest
 from sonorant.params import read_params
 from sonorant.steps import pretrain
 from tests.running import begun, command, journal_of
-from tests.tiny import ALL_TASKS, pretrain_values, with_changes, write_tone_corpus
+from tests.tiny import ALL_TASKS, pretrain_values, with_changes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LONG = 40
 """Updates of the runs that are interrupted: a few seconds."""
-
-
-@pytest.fixture(scope="module")
-def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The artifacts that the step reads."""
-    corpus, units = write_tone_corpus(tmp_path_factory.mktemp("tones"))
-    return {"corpus": corpus, "units": units}
-
-
-@pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where checkpoints go."""
-    folder = tmp_path / "runs"
-    monkeypatch.setenv("SONORANT_RUNS", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("runs")
 
 
 def assert_same_curve(found: Path, wanted: Path) -> None:
