@@ -4,7 +4,7 @@
     python benchmarks/pretraining.py --sizes small --rounds 5
     python benchmarks/pretraining.py --memory             # peak memory of a base-size DinoSR step on 87 s of audio
 
-Everything runs in one process and one thread, the contenders in turn, so that they share the machine's moods. A ratio
+Each size runs in one process and one thread, the contenders in turn, so that they share the machine's moods. A ratio
 is a peer's CPU time over ours, median of rounds. The peers: a padded batch, and (`..._vs_single`) one utterance at a
 time with gradients summed, which is what perfect length buckets come to. The batch is ragged as a random batch of 2 to
 16 s is: 44 % of the padded one is padding. The last line is one JSON object.
@@ -21,12 +21,13 @@ import argparse
 import copy
 import gc
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -365,7 +366,9 @@ def peak_gib(variant: str, seconds: float) -> None:
         del ours
         for _ in range(2):
             peer.dinosr_step(padded=variant == "padded")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not getrusage: a child inherits its parent's maximum.
+    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    peak = int(line) / 2**20
     print(f"{variant:>18}: {peak:.2f} GiB, {(time.process_time() - start) / 2:.1f} CPU s an update", flush=True)
 
 
@@ -375,6 +378,24 @@ def show_memory(variants: Sequence[str], seconds: float) -> None:
     print(f"peak memory of a base-size DinoSR update, {found:.1f} s of audio, AdamW and teacher included", flush=True)
     for variant in variants:
         subprocess.run([sys.executable, __file__, "--child", variant, "--seconds", str(seconds)], check=True)
+
+
+def run_apart(sizes: Sequence[str]) -> None:
+    """Each size in a process of its own, in which no larger one has left memory behind; then one line of all ratios."""
+    given = [word for word in sys.argv[1:] if word not in ("--sizes", *sizes)]
+    ratios: dict[str, float] = {}
+    for size in sizes:
+        command = [sys.executable, "-u", __file__, *given, "--sizes", size]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    ratios |= json.loads(line)["ratios"]
+                else:
+                    print(line, end="", flush=True)
+        if process.returncode:
+            raise SystemExit(process.returncode)
+    print(json.dumps({"benchmark": "pretraining", "ratios": ratios}))
 
 
 def main() -> None:
@@ -395,6 +416,9 @@ def main() -> None:
     if options.memory:
         show_memory(options.only or VARIANTS[:2], options.seconds or 86.0)
         return
+    if len(options.sizes) > 1:
+        run_apart(options.sizes)
+        return
     batch = draw_batch(options.seconds or 26.0)
     longest = max(batch.num_samples) * len(batch.num_samples) / SAMPLE_RATE
     print(
@@ -403,11 +427,10 @@ def main() -> None:
     )
     show_padding()
     ratios: dict[str, float] = {}
-    for size in options.sizes:
-        rows = options.rows or ["forward", "train", *(["dinosr_step"] if size == "base" else [])]
-        ratios |= compare(size, batch, options.rounds, rows)
-        gc.collect()
-    if "base" in options.sizes and not options.rows:
+    (size,) = options.sizes
+    rows = options.rows or ["forward", "train", *(["dinosr_step"] if size == "base" else [])]
+    ratios |= compare(size, batch, options.rounds, rows)
+    if size == "base" and not options.rows:
         print()
         show_memory(VARIANTS, options.seconds or 26.0)
     print(json.dumps({"benchmark": "pretraining", "ratios": ratios}))
