@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any, Literal
 
 import matplotlib
@@ -59,6 +59,7 @@ MEASURES: Mapping[str, Sequence[Measure]] = {
     ],
 }
 HEADLINES = ("abx_across_any", "abx_within_any", "pnmi", "bitrate_dedup")
+STYLES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -258,14 +259,18 @@ def _training(journal: Sequence[Mapping[str, Any]]) -> str:
         title = panel.replace("_", " ")
         if len(series_of) == 1:
             title += "".join(f", {series}" for series in series_of if series)
-        figure = _figure(3.8, 2.3)
+        columns = 3 if len(series_of) < 10 else 2
+        rows = -(-len(series_of) // columns) if len(series_of) > 1 else 0
+        figure = _figure(3.8, 2.3 + 0.17 * rows)
         axes = figure.add_subplot()
-        for (series, (updates, values)), colour in zip(series_of.items(), cycle(LINES), strict=False):
-            axes.plot(updates, values, color=colour, linewidth=1.6, label=series or "total")
+        for (series, (updates, values)), (style, colour) in zip(
+            series_of.items(), cycle(product(STYLES, LINES)), strict=False
+        ):
+            axes.plot(updates, values, color=colour, linestyle=style, linewidth=1.6, label=series or "total")
         axes.set(xlabel="update", title=title)
         axes.margins(x=0.02)
-        if len(series_of) > 1:
-            axes.legend(frameon=False, fontsize=8)
+        if rows:
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=7)
         images.append(_image(figure, f"Training curve: {title} by update"))
     return f'<div class="panels">{"".join(images)}</div>'
 
