@@ -228,7 +228,7 @@ def test_targets_are_the_loops_within_each_utterance() -> None:
     engine, task = make_spectrum()
     batch = make_batch([1_100, 400, 1_400])
     views = engine.views(batch, {"spectrum": task}, 0)
-    found = task.targets(batch.waves, batch.num_samples, views)
+    found = task.targets(views)
     row = 0
     for part in alone(batch):
         count = num_frames(part.num_samples[0])
@@ -249,7 +249,7 @@ def test_targets_have_mean_zero_and_variance_one_within_their_utterance() -> Non
     batch = make_batch([16_000, 9_000])
     batch = replace(batch, waves=batch.waves * torch.linspace(0.1, 3, len(batch.waves)))
     views = engine.views(batch, {"spectrum": task}, 0)
-    found = task.targets(batch.waves, batch.num_samples, views)
+    found = task.targets(views)
     assert found.shape == (views.frames.total, 257 + 39)
     assert not found.requires_grad
     for rows in views.frames.slices():
@@ -265,7 +265,7 @@ def test_a_click_is_seen_by_the_frames_whose_windows_hold_it() -> None:
         waves[2_560 + click] = 100.0
         batch = replace(make_batch([2_400, 4_200]), waves=torch.cat([waves, torch.zeros(-len(waves) % HOP_SAMPLES)]))
         views = engine.views(batch, {"spectrum": task}, 0)
-        found = task.targets(batch.waves, batch.num_samples, views)[:, :257]
+        found = task.targets(views)[:, :257]
         assert not found[: num_frames(2_400)].any(), "the first utterance is silent"
         seen = (found[num_frames(2_400) :, 10] > 0).nonzero()[:, 0].tolist()
         # Hann is 0 at the first sample of a window.
@@ -279,7 +279,7 @@ def test_the_spectrums_loss_is_the_loop_on_the_layer_it_reads() -> None:
         loss, sums = engine(batch, {"spectrum": 1.0})
         hidden = engine.encoder(batch.waves, batch.num_samples)
         views = engine.views(batch, {"spectrum": task}, 0)
-        targets = task.targets(batch.waves, batch.num_samples, views).tolist()
+        targets = task.targets(views).tolist()
         predictions = task.head(hidden.states[2 if layer is None else layer]).tolist()
         powers = slow.mean_absolute_error([row[:257] for row in predictions], [row[:257] for row in targets])
         mel = slow.mean_absolute_error([row[257:] for row in predictions], [row[257:] for row in targets])

@@ -14,10 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import ContrastConfig
-from sonorant.tasks.task import Monitored, Outcome, Shares, View, Views, moments, perplexity, precise, spread
-
-NEVER = -1e4
-"""A logit that takes no part: finite, because -inf minus -inf is not a number; e^-10000 is 0 in float32."""
+from sonorant.tasks.task import NEVER, Monitored, Outcome, Shares, View, Views, moments, perplexity, precise, spread
 
 
 def draw_negatives(uniform_MN: Tensor, positions_M: Tensor, min_distance: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ values (13 and their first and second differences).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -88,7 +88,7 @@ class Spectrum(Monitored):
         """L1 on the spectrum plus L1 on the cepstra, over all frames."""
         del whole
         assert views.clean is not None
-        targets_FX = self.targets(views.waves, views.num_samples, views)
+        targets_FX = self.targets(views)
         predictions_FX = self.head(views.clean.states[self.layer])
         powers = absolute_error(predictions_FX[:, :NUM_POWERS], targets_FX[:, :NUM_POWERS])
         mel = absolute_error(predictions_FX[:, NUM_POWERS:], targets_FX[:, NUM_POWERS:])
@@ -96,10 +96,11 @@ class Spectrum(Monitored):
         return Outcome(powers + mel, sums, moments(predictions_FX))
 
     @torch.no_grad()
-    def targets(self, waves_N: Tensor, num_samples: Sequence[int], views: Views) -> Tensor:
+    def targets(self, views: Views) -> Tensor:
         """(F, 257 + 39), each dimension with mean 0 and variance 1 within its utterance."""
+        waves_N = views.waves
         with torch.autocast(waves_N.device.type, enabled=False):
-            starts_F = torch.from_numpy(frame_starts(num_samples)).to(waves_N.device)
+            starts_F = torch.from_numpy(frame_starts(views.num_samples)).to(waves_N.device)
             windows_FW = waves_N.float()[starts_F[:, None] + torch.arange(WINDOW_SAMPLES, device=waves_N.device)]
             powers_FP = log_powers(windows_FW)
             static_FQ = cepstra(powers_FP)

@@ -26,6 +26,8 @@ View = Literal["masked", "clean", "halves", "teacher", "quantised"]
 Per = Literal["masked", "frame", "sample", "update"]
 Shares = tuple[Tensor, ...]
 """What a part of an update lets the whole update know: tensors with one first dimension."""
+NEVER = -1e4
+"""A logit that takes no part: finite, because -inf minus -inf is not a number; e^-10000 is 0 in float32."""
 
 
 @dataclass

@@ -17,10 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sonorant.config import UtteranceConfig
-from sonorant.tasks.task import Monitored, Outcome, Per, Shares, View, Views, moments, precise, spread
-
-NEVER = -1e4
-"""A logit that takes no part, and finite: e^-10000 is 0 in float32."""
+from sonorant.tasks.task import NEVER, Monitored, Outcome, Per, Shares, View, Views, moments, precise, spread
 
 
 def nt_xent(rows_RD: Tensor, is_negative_RR: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
