@@ -214,7 +214,7 @@ def test_parts_of_an_update_add_up_to_the_whole() -> None:
     for (engine, _), share in zip(ranks, (alone(batch)[:2], alone(batch)[2:]), strict=True):
         for part in share:
             engine(part, {"codebooks": 1.0})
-    sent: Tensor = sum(engine.pending["codebooks"].flatten() for engine, _ in ranks)  # type: ignore[assignment]
+    sent = torch.stack([engine.pending["codebooks"].flatten() for engine, _ in ranks]).sum(0)
     for engine, task in ranks:
         engine.after_update(1, lambda _: sent)
         torch.testing.assert_close(task.state, whole_task.state, atol=1e-5, rtol=0)

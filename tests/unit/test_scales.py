@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,9 +156,9 @@ def test_the_waveforms_monitor_is_the_spread_of_what_was_rebuilt() -> None:
 # ------------------------------------------------------------------------------------------------------- spectrum
 
 
-def make_spectrum(**changes: object) -> tuple[Engine, Spectrum]:
+def make_spectrum(**changes: Any) -> tuple[Engine, Spectrum]:
     """A tiny engine with `spectrum` alone, and that task."""
-    engine = make_engine(tasks=["spectrum"], **changes)  # type: ignore[arg-type]
+    engine = make_engine(tasks=["spectrum"], **changes)
     task = engine.task("spectrum")
     assert isinstance(task, Spectrum)
     return engine, task

@@ -66,7 +66,7 @@ def fit_probe(features: Features, labels: Sequence[str], *, penalty: float = 1e-
         optimizer.zero_grad()
         logits = torch.addmm(bias, rows, weight.T)
         loss = torch.nn.functional.cross_entropy(logits, targets) + penalty / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]

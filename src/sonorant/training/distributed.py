@@ -153,11 +153,16 @@ def spread_over_ranks(engine: Engine, ranks: Ranks, config: PretrainConfig) -> n
 
 
 def has_idle_parameters(config: PretrainConfig) -> bool:
-    """Whether some update may leave a parameter without gradient: a dropped layer, a frozen stem, a task at zero."""
-    (first, *others), encoder = config.phases, config.encoder
+    """Whether some update may leave a parameter without gradient.
+
+    A dropped layer, a frozen stem, a task at zero, an output that no task reads, codewords that none chooses between.
+    """
+    (first, *others), encoder, tasks = config.phases, config.encoder, config.tasks
     is_constant = not others and all(isinstance(weight, float | int) for weight in first.weights.values())
-    reads_all_layers = config.tasks & {"units", "teacher", "codebooks", "contrast"}
-    return bool(encoder.layer_drop or config.stem.freeze == "freeze" or not is_constant or not reads_all_layers)
+    readers = {"units", "teacher", "contrast", *(["codebooks"] if config.codebooks.reads == "last" else [])}
+    has_idle_codes = "diversity" in tasks and "contrast" not in tasks
+    idle = (encoder.layer_drop, config.stem.freeze == "freeze", not is_constant, not tasks & readers, has_idle_codes)
+    return any(idle)
 
 
 def gather_parameters(engine: nn.Module) -> None:

@@ -48,6 +48,7 @@ def train(
         cursor, scales = Cursor(**about["cursor"]), about["scales"]
         sums |= {name: value if ranks.is_first else 0.0 for name, value in about["sums"].items()}
         say(ranks, f"pretrain: resuming at update {cursor.update} from {checkpoint}")
+        ranks.wait()
     journal = Journal(run / "journal.jsonl", after=cursor.update) if ranks.is_first else None
     pace = Pace(cursor.update, config.num_updates)
 
@@ -175,14 +176,14 @@ def check_alive(config: PretrainConfig, entry: Mapping[str, float], update: int)
     """ValueError where targets or predictions hardly vary any more, or few codes are used: a collapse."""
     guard = config.guard
     limits = {
-        "teacher/target_std": guard.min_target_std,
-        "teacher/prediction_std": guard.min_prediction_std,
-        "codebooks/perplexity": guard.min_perplexity,
-        "contrast/perplexity": guard.min_perplexity,
+        "teacher/target_std": (guard.min_target_std, "raise teacher.start_decay"),
+        "teacher/prediction_std": (guard.min_prediction_std, "raise teacher.start_decay"),
+        "codebooks/perplexity": (guard.min_perplexity, "raise batching.batch_seconds or set codebooks.init small"),
+        "contrast/perplexity": (guard.min_perplexity, "raise the weight of diversity"),
     }
-    for name, limit in limits.items():
+    for name, (limit, move) in limits.items():
         if update > guard.after_updates and entry.get(name, limit) < limit:
             raise ValueError(
                 f"pretrain: found {name} {entry[name]:.4g} at update {update}, wanted at least {limit:g}: "
-                "it has collapsed; lower optim.learning_rate or raise teacher.start_decay and train again"
+                f"it has collapsed; lower optim.learning_rate or {move} and train again"
             )
