@@ -3,11 +3,20 @@
 speech = load(Path("artifacts/model"))
 [frames] = speech.embed([read_wave(Path("a.flac"))])   # (T, D), one frame every 20 ms
 [units] = speech.units([read_wave(Path("a.flac"))])    # (T,)
+frames = speech.embed_long(read_wave(Path("lecture.flac")))   # hours, in bounded memory but for the frames
+
+While somebody speaks, the same pieces one by one (`Speech.stream_units` puts them together):
+
+listener, speller = Listener(STREAM), Speller(speech.codebook)
+for window, wave in listener.feed(samples):            # and at the end listener.finish()
+    units = speller.spell(speech.embed([wave])[0][window.kept])
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +25,53 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from sonorant.data.audio import TooLongError, read_wave, standardise
-from sonorant.data.frames import FRAME_MS, SAMPLE_RATE, WINDOW_SAMPLES, Ragged, pack_waves
-from sonorant.models.codebook import Codebook
-from sonorant.models.encoder import Encoder
+from sonorant.config import EncoderConfig
+from sonorant.data.audio import Moments, TooLongError, check_wave, measure, read_wave, standardise
+from sonorant.data.frames import FRAME_MS, SAMPLE_RATE, Ragged, frames_within, num_frames, pack_waves
+from sonorant.data.windows import LONG, STREAM, Cut, Listener, Window
+from sonorant.models.codebook import Codebook, Speller
+from sonorant.models.encoder import Encoder, num_operations
 from sonorant.models.huggingface import from_transformers, load_encoder
+from sonorant.models.stem import FirstMoments
 
 __all__ = [
     "FRAME_MS",
+    "LONG",
     "SAMPLE_RATE",
+    "STREAM",
+    "Codebook",
+    "Cut",
+    "EncoderConfig",
+    "Listener",
+    "Moments",
     "Speech",
+    "Speller",
     "TooLongError",
+    "Window",
+    "check_wave",
+    "frames_within",
     "load",
     "load_trained",
     "load_untrained",
+    "measure",
+    "num_frames",
+    "num_operations",
     "read_wave",
 ]
 
 BATCH_SECONDS = 60.0
 Wave = NDArray[np.float32]
+Frames = NDArray[np.float32]
+Units = NDArray[np.int64]
+Layer = int | Sequence[float]
+"""One layer, or a weight for each from 0 on."""
 
 
 class Speech:
-    """An encoder, the layer it is published for, and its codebook."""
+    """An encoder, the layer it is published for, its codebook, and the digest of the folder it came from."""
+
+    poolings = ("none", "mean")
+    """What a request may ask to be made of an utterance's frames."""
 
     def __init__(
         self,
@@ -46,54 +79,159 @@ class Speech:
         layer: int,
         codebook: Codebook | None = None,
         about: dict[str, Any] | None = None,
+        digest: str | None = None,
     ) -> None:
         self.encoder = encoder.eval()
-        self.layer, self.codebook, self.about = layer, codebook, about or {}
+        self.layer, self.codebook, self.about, self.digest = layer, codebook, about or {}, digest
         self.num_layers = encoder.config.num_layers
         self.dim = encoder.config.dim
         self.num_units = codebook.num_units if codebook else 0
 
-    def embed(self, waves: Sequence[Wave], layer: int | None = None) -> list[NDArray[np.float32]]:
+    @property
+    def config(self) -> EncoderConfig:
+        """The encoder's."""
+        return self.encoder.config
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self.encoder.mask_embedding.device)
+
+    def device_bytes(self) -> int:
+        """GPU memory that this process holds."""
+        device = self.encoder.mask_embedding.device
+        return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else 0
+
+    def embed(
+        self, waves: Sequence[Wave], layer: Layer | None = None, moments: Sequence[Moments | None] | None = None
+    ) -> list[Frames]:
         """Frames of one layer (default: the published one) of 16 kHz mono waves (S,): (T, D) each.
 
-        A wave's frames do not depend on the others. Raises ValueError where a wave is shorter than one window
-        or the layer does not exist.
+        num_layers + 1 weights instead of a layer ask for the sum of all layers' frames, each times its weight. A
+        wave that is a window of a recording comes with the recording's `moments`, see `measure`.
+        A wave's frames do not depend on the others. Raises ValueError where a wave is shorter than one window,
+        the layer does not exist or the weights are not as many finite numbers.
         """
-        layer = self.layer if layer is None else layer
-        return [states[0] for states in self._states(waves, [layer])]
+        weights = self._weights(self.layer if layer is None else layer)
+        return [frames for [frames] in self._states(waves, [weights], moments)]
 
-    def states(self, waves: Sequence[Wave], layers: Sequence[int]) -> list[list[NDArray[np.float32]]]:
+    def states(self, waves: Sequence[Wave], layers: Sequence[int]) -> list[list[Frames]]:
         """Frames of several layers from one pass: per wave a list of (T, D)."""
-        return list(self._states(waves, layers))
+        return list(self._states(waves, [self._weights(layer) for layer in layers]))
 
-    def units(self, waves: Sequence[Wave]) -> list[NDArray[np.int64]]:
+    def units(self, waves: Sequence[Wave]) -> list[Units]:
         """Unit tokens of the published codebook: (T,) each."""
+        codebook = self._wanted_codebook()
+        return [codebook.assign(frames) for frames in self.embed(waves)]
+
+    def measure(self, wave: Wave) -> Moments | None:
+        """What `embed` must know of a recording (S,) to hear its windows as it hears all of it, if anything."""
+        return measure(wave, self.encoder.config)
+
+    def embed_long(self, wave: Wave, layer: Layer | None = None, cut: Cut = LONG) -> Frames:
+        """Frames (T, D) of a recording of any length, in windows.
+
+        Where the recording is one window (with LONG: up to 30 s) they are those of `embed`; see LONG for how near
+        they come beyond. Raises ValueError as `embed` does.
+        """
+        check_wave(wave)
+        joined = np.empty((num_frames(len(wave)), self.dim), np.float32)
+        for window, frames in self._windows(wave, layer, cut):
+            joined[window.frames] = frames
+        return joined
+
+    def units_long(self, wave: Wave, cut: Cut = LONG) -> Units:
+        """Units (T,) of a recording of any length, in windows; a centred codebook centres by the whole of it."""
+        codebook = self._wanted_codebook()
+        if not codebook.centred:
+            check_wave(wave)
+            return np.concatenate([codebook.assign(frames) for _, frames in self._windows(wave, None, cut)])
+        frames = self.embed_long(wave, cut=cut)
+        mean = frames.mean(0, dtype=np.float64)
+        return np.concatenate([codebook.assign(frames[w.frames], mean) for w in cut.windows(len(wave))])
+
+    def stream_units(self, wave: Wave, cut: Cut = STREAM) -> Units:
+        """Units (T,) as they come out while a recording is listened to, none where it is too short for a frame.
+
+        Each window is heard as an utterance of its own, for what comes after it is not known.
+        """
+        speller = Speller(self._wanted_codebook())
+        parts = [np.zeros(0, np.int64)]
+        for window in cut.windows(len(wave)):
+            # One by one, as they come in: in a batch the last digits may differ.
+            [frames] = self.embed([wave[window.samples]])
+            parts.append(speller.spell(frames[window.kept]))
+        return np.concatenate(parts)
+
+    def _windows(self, wave: Wave, layer: Layer | None, cut: Cut) -> Iterator[tuple[Window, Frames]]:
+        """The windows of a recording and what each is kept for."""
+        windows = cut.windows(len(wave))
+        moments = self.measure(wave) if len(windows) > 1 else None
+        for window in windows:
+            [frames] = self.embed([wave[window.samples]], layer, [moments])
+            yield window, frames[window.kept]
+
+    def _wanted_codebook(self) -> Codebook:
         if self.codebook is None:
             raise ValueError("model: found no codebook, wanted one to make units: publish the model first")
-        return [self.codebook.assign(frames) for frames in self.embed(waves)]
+        return self.codebook
 
-    def _states(self, waves: Sequence[Wave], layers: Sequence[int]) -> Iterator[list[NDArray[np.float32]]]:
-        for layer in layers:
+    def _weights(self, layer: Layer) -> dict[int, float]:
+        """The layers to be summed and their weights."""
+        if isinstance(layer, int | np.integer):
             if not 0 <= layer <= self.num_layers:
-                raise ValueError(
-                    f"layer: found {layer}, wanted 0 to {self.num_layers}: choose a layer of this model"
-                )
+                raise ValueError(f"layer: found {layer}, wanted 0 to {self.num_layers}: choose a layer of this model")
+            return {int(layer): 1.0}
+        if len(layer) != self.num_layers + 1 or not np.isfinite(layer).all():
+            found = f"{len(layer)} weights" if np.isfinite(layer).all() else "weights that are not finite"
+            raise ValueError(
+                f"layer: found {found}, wanted {self.num_layers + 1} finite ones: weigh every layer from 0 on"
+            )
+        return {index: float(weight) for index, weight in enumerate(layer) if weight} or {0: 0.0}
+
+    def _states(
+        self,
+        waves: Sequence[Wave],
+        wanted: Sequence[dict[int, float]],
+        moments: Sequence[Moments | None] | None = None,
+    ) -> Iterator[list[Frames]]:
+        """Per wave the weighted sums that are wanted of its layers, (T, D) each."""
+        assert moments is None or len(moments) == len(waves)
         for wave in waves:
-            if wave.ndim != 1 or len(wave) < WINDOW_SAMPLES:
-                raise ValueError(
-                    f"wave: found shape {wave.shape}, wanted (samples,) with at least {WINDOW_SAMPLES} "
-                    f"({1000 * WINDOW_SAMPLES // SAMPLE_RATE} ms at 16 kHz): send longer audio"
-                )
+            check_wave(wave)
+        given = iter(repeat(None) if moments is None else moments)
+        config, device = self.encoder.config, self.encoder.mask_embedding.device
+        last = max(layer for weights in wanted for layer in weights)
         for batch in batches_of(waves):
             lengths = [len(wave) for wave in batch]
-            heard = [standardise(wave) for wave in batch] if self.encoder.config.standardised else batch
+            known = list(islice(given, len(batch)))
+            pairs = zip(batch, known, strict=True)
+            heard = [standardise(wave, of) for wave, of in pairs] if config.standardised else batch
             packed = torch.from_numpy(pack_waves(heard))
-            device = self.encoder.mask_embedding.device
             with torch.inference_mode():
-                hidden = self.encoder(packed.to(device), lengths, last=max(layers))
-            chosen = [hidden.states[layer].float().cpu().numpy() for layer in layers]
+                first = [first_moments(of, device) for of in known]
+                hidden = self.encoder(packed.to(device), lengths, last=last, moments=first)
+                sums = [weighted_sum(hidden.states, weights).cpu().numpy() for weights in wanted]
             for rows in Ragged.of_samples(lengths).slices():
-                yield [np.ascontiguousarray(state[rows]) for state in chosen]
+                yield [np.ascontiguousarray(frames[rows]) for frames in sums]
+
+
+def weighted_sum(states: Sequence[torch.Tensor], weights: dict[int, float]) -> torch.Tensor:
+    """Of some layers' frames, in float32; one layer at weight 1 is left as it is."""
+    [first, *others] = weights
+    total = states[first].float()
+    if weights[first] != 1:
+        total = total * weights[first]
+    for layer in others:
+        total = torch.add(total, states[layer].float(), alpha=weights[layer])
+    return total
+
+
+def first_moments(moments: Moments | None, device: torch.device) -> FirstMoments | None:
+    """Those of the first convolution's windows, if they are known."""
+    if moments is None or moments.first_mean is None or moments.first_covariance is None:
+        return None
+    return FirstMoments(*(torch.from_numpy(m).to(device) for m in (moments.first_mean, moments.first_covariance)))
 
 
 def batches_of(waves: Sequence[Wave], seconds: float = BATCH_SECONDS) -> Iterator[list[Wave]]:
@@ -112,10 +250,14 @@ def load(folder: Path) -> Speech:
     """The model that `sonorant publish` wrote; ValueError where the folder holds none."""
     encoder, about = load_encoder(folder)
     if "layer" not in about:
-        raise ValueError(
-            f"model {folder}: found an encoder without a layer, wanted a model: run `sonorant publish`"
-        )
-    return Speech(encoder, about["layer"], Codebook.load(folder / "codebook.safetensors"), about)
+        raise ValueError(f"model {folder}: found an encoder without a layer, wanted a model: run `sonorant publish`")
+    return Speech(encoder, about["layer"], Codebook.load(folder / "codebook.safetensors"), about, digest_of(folder))
+
+
+def digest_of(folder: Path) -> str | None:
+    """The digest in an artifact's record, None where there is no record."""
+    path = folder / "artifact.json"
+    return str(json.loads(path.read_text())["digest"]) if path.is_file() else None
 
 
 def load_trained(folder: Path, network: str = "student") -> Speech:

@@ -30,7 +30,7 @@ ARROWS = {
     "tasks": {"models", "soft_dtw", "data.frames", "config"},
     "training": {"tasks", "models", "data", "config"},
     "clustering": {"models", "data", "config"},
-    "inference": {"config", "data.audio", "data.frames", "models"},
+    "inference": {"config", "data.audio", "data.frames", "data.windows", "models"},
     "evaluation": {"data.frames"},
     "steps": LIBRARY | {"params"},
     "params": {"config"},

@@ -1,9 +1,11 @@
-"""Reading audio: any rate, channels, bit depth and container that soundfile knows become 16 kHz mono."""
+"""Audio: any rate, channels, bit depth and container that soundfile knows become 16 kHz mono, then standardised."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isqrt
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.data.frames import SAMPLE_RATE
+from sonorant.config import EncoderConfig
+from sonorant.data.frames import SAMPLE_RATE, STEM_KERNELS, STEM_STRIDES, WINDOW_SAMPLES
 
 MAX_CHANNELS = 32  # of a stranger's file
 MIN_RATE, MAX_RATE = 1_000, 384_000  # Hz, of a stranger's file
@@ -27,7 +30,8 @@ CONTAINERS = (
     b"caff",
     b"riff",
 )  # their first bytes
-BLOCK_VALUES = 1 << 18  # decoded at a time, all channels together
+BLOCK_VALUES = 1 << 18  # decoded at a time, all channels together, or measured
+STANDARD_EPS = 1e-5  # added to the variance
 MAX_KERNEL_VALUES = 4_000_000  # of the resampling filter bank: 32 MB in float64
 
 _CUT_OFF = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -137,11 +141,71 @@ def simple_ratio(rate: int, wanted: int) -> tuple[int, int]:
     return ratio.as_integer_ratio() if rate == low else (ratio.denominator, ratio.numerator)
 
 
-def standardise(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`wave` (S,) with mean 0 and (biased) variance 1 over the whole utterance, eps 1e-5
-    (pretraining.md §0).
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What an encoder's norms over time need to know of a recording, so that a window of it is heard as all of it is.
+
+    mean and scale: of the samples, 0 and 1 where the encoder hears them as recorded; first_mean (10,) and
+    first_covariance (10, 10): of the windows of the first convolution, where a GroupNorm follows it.
     """
-    centred: NDArray[np.float64] = wave - wave.mean(dtype=np.float64)
-    scale: np.float64 = np.sqrt(centred.var(dtype=np.float64) + 1e-5)
+
+    mean: float
+    scale: float
+    first_mean: NDArray[np.float64] | None = None
+    first_covariance: NDArray[np.float64] | None = None
+
+
+def measure(wave: NDArray[np.float32], config: EncoderConfig) -> Moments | None:
+    """The moments of a recording (S,) that an encoder needs to hear its windows; None where it needs none.
+
+    Works in blocks, so that memory does not grow with the recording. Raises ValueError where it is shorter than one
+    frame's window.
+    """
+    check_wave(wave)
+    grouped = config.stem_norm == "group"
+    if not (config.standardised or grouped):
+        return None
+    moments = Moments(0.0, 1.0)
+    if config.standardised:
+        blocks = [wave[start : start + BLOCK_VALUES] for start in range(0, len(wave), BLOCK_VALUES)]
+        mean = sum(block.sum(dtype=np.float64) for block in blocks) / len(wave)
+        variance = sum(np.square(block - mean).sum() for block in blocks) / len(wave)
+        moments = Moments(float(mean), float(np.sqrt(variance + STANDARD_EPS)))
+    if not grouped:
+        return moments
+    kernel, stride = STEM_KERNELS[0], STEM_STRIDES[0]
+    count = (len(wave) - kernel) // stride + 1
+    rows = BLOCK_VALUES // kernel
+
+    def heard() -> Iterator[NDArray[np.float64]]:
+        for row in range(0, count, rows):
+            part = wave[row * stride : (min(count, row + rows) - 1) * stride + kernel]
+            part = standardise(part, moments) if config.standardised else part
+            yield np.lib.stride_tricks.sliding_window_view(part, kernel)[::stride].astype(np.float64)
+
+    first_mean = np.sum([windows.sum(0) for windows in heard()], 0) / count
+    covariance = np.zeros((kernel, kernel))
+    for windows in heard():
+        windows -= first_mean
+        covariance += windows.T @ windows
+    return replace(moments, first_mean=first_mean, first_covariance=covariance / count)
+
+
+def standardise(wave: NDArray[np.float32], moments: Moments | None = None) -> NDArray[np.float32]:
+    """`wave` (S,) with mean 0 and (biased) variance 1 over the whole utterance, eps 1e-5
+    (pretraining.md §0); where it is part of one, by that one's `moments`.
+    """
+    mean = wave.mean(dtype=np.float64) if moments is None else np.float64(moments.mean)
+    centred: NDArray[np.float64] = wave - mean
+    scale = np.sqrt(centred.var(dtype=np.float64) + STANDARD_EPS) if moments is None else np.float64(moments.scale)
     standardised: NDArray[np.float32] = (centred / scale).astype(np.float32)
     return standardised
+
+
+def check_wave(wave: NDArray[np.float32]) -> None:
+    """Raise ValueError where a wave is not mono or too short to make a frame."""
+    if wave.ndim != 1 or len(wave) < WINDOW_SAMPLES:
+        raise ValueError(
+            f"wave: found shape {wave.shape}, wanted (samples,) with at least {WINDOW_SAMPLES} "
+            f"({1000 * WINDOW_SAMPLES // SAMPLE_RATE} ms at 16 kHz): send longer audio"
+        )

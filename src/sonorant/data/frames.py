@@ -39,6 +39,12 @@ def frame_centres(num_frames: int) -> NDArray[np.float64]:
     return (np.arange(num_frames) * HOP_SAMPLES + WINDOW_SAMPLES / 2) / SAMPLE_RATE
 
 
+def frames_within(start: float, end: float, num_frames: int) -> slice:
+    """Of `num_frames` frames, those whose centre lies in the half-open span of seconds."""
+    first, stop = np.searchsorted(frame_centres(num_frames), (start, end), side="left")
+    return slice(int(first), int(stop))
+
+
 def frame_labels(
     segments: Iterable[tuple[str, float, float]], num_frames: int, outside: str = "SIL"
 ) -> list[str]:

@@ -31,10 +31,13 @@ class Codebook:
         """K."""
         return len(self.centroids)
 
-    def assign(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The nearest unit of each frame of one utterance: (T, D) to (T,). Ties go to the lower unit."""
+    def assign(self, frames: NDArray[np.float32], mean: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+        """The nearest unit of each frame of one utterance: (T, D) to (T,). Ties go to the lower unit.
+
+        `mean` (D,) is that of the whole utterance, where these frames are part of one.
+        """
         if self.centred:
-            frames = centre_frames(frames)
+            frames = centre_frames(frames, mean)
         scaled = torch.from_numpy(np.ascontiguousarray((frames - self.shift) * self.scale, dtype=np.float32))
         units: NDArray[np.int64] = nearest(scaled, torch.from_numpy(self.centroids)).numpy()
         return units
@@ -56,9 +59,30 @@ class Codebook:
             ) from None
 
 
-def centre_frames(frames: NDArray[np.float32]) -> NDArray[np.float32]:
-    """An utterance's frames (T, D) with mean 0 in every dimension."""
-    return (frames - frames.mean(0, dtype=np.float64)).astype(np.float32) if len(frames) else frames
+class Speller:
+    """Units of an utterance whose end is not known yet.
+
+    Where the codebook is centred, frames are centred by the mean of all that came so far, these included: early
+    units are less certain than late ones.
+    """
+
+    def __init__(self, codebook: Codebook) -> None:
+        self.codebook = codebook
+        self._sum = np.zeros(codebook.centroids.shape[1])
+        self._count = 0
+
+    def spell(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The units of the next frames: (T, D) to (T,)."""
+        self._sum += frames.sum(0, dtype=np.float64)
+        self._count += len(frames)
+        return self.codebook.assign(frames, self._sum / max(1, self._count))
+
+
+def centre_frames(frames: NDArray[np.float32], mean: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    """An utterance's frames (T, D) less their mean (D,), or the one given, in every dimension."""
+    if not len(frames):
+        return frames
+    return (frames - (frames.mean(0, dtype=np.float64) if mean is None else mean)).astype(np.float32)
 
 
 def nearest(frames: Tensor, centroids: Tensor, chunk: int = 4_096) -> Tensor:

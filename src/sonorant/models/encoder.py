@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sonorant.config import EncoderConfig
-from sonorant.data.frames import Ragged
+from sonorant.data.frames import STEM_KERNELS, STEM_STRIDES, Ragged
 from sonorant.models.layers import Layer, RelativeBias
 from sonorant.models.positions import StackedPosition, WidePosition
-from sonorant.models.stem import Stem
+from sonorant.models.stem import FirstMoments, Stem
 
 
 @dataclass
@@ -94,18 +94,43 @@ class Encoder(nn.Module):
     def checkpointing(self, wanted: bool) -> None:
         self.context.checkpointing = self.stem.checkpointing = wanted
 
-    def project(self, waves_N: Tensor, num_samples: Sequence[int]) -> Tensor:
+    def project(
+        self, waves_N: Tensor, num_samples: Sequence[int], moments: Sequence[FirstMoments | None] | None = None
+    ) -> Tensor:
         """Packed waves (N,) to projected frames z (F, D), before any masking."""
-        z_FD: Tensor = self.projection(self.stem_norm(self.stem(waves_N, num_samples)))
+        z_FD: Tensor = self.projection(self.stem_norm(self.stem(waves_N, num_samples, moments)))
         return z_FD
 
     def mask(self, z_FD: Tensor, mask_F: Tensor) -> Tensor:
         """z with the mask embedding where `mask_F` is true."""
         return torch.where(mask_F[:, None], self.mask_embedding.to(z_FD.dtype), z_FD)
 
-    def forward(self, waves_N: Tensor, num_samples: Sequence[int], last: int | None = None) -> Hidden:
-        """The clean view: packed waves (N,) to hidden states."""
+    def forward(
+        self,
+        waves_N: Tensor,
+        num_samples: Sequence[int],
+        last: int | None = None,
+        moments: Sequence[FirstMoments | None] | None = None,
+    ) -> Hidden:
+        """The clean view: packed waves (N,) to hidden states.
+
+        A stem's norm over time goes by each utterance's own moments, or by those given for it.
+        """
         hidden: Hidden = self.context(
-            self.project(waves_N, num_samples), Ragged.of_samples(num_samples), last
+            self.project(waves_N, num_samples, moments), Ragged.of_samples(num_samples), last
         )
         return hidden
+
+
+def num_operations(config: EncoderConfig, num_frames: int, last: int) -> float:
+    """Floating-point operations, two a product, that take an utterance of so many frames to layer `last`.
+
+    The matrix products alone: of the stem, the projection, and each layer's linear maps and attention.
+    """
+    widths, rates = config.stem_widths, [1.0]
+    for stride in reversed(STEM_STRIDES[1:]):
+        rates.insert(0, rates[0] * stride)
+    products = zip(rates, STEM_KERNELS, (1, *widths), widths, strict=False)
+    stem = sum(rate * kernel * before * after for rate, kernel, before, after in products)
+    layer = 4 * config.dim**2 + 2 * config.dim * config.ffn_dim + 2 * config.dim * num_frames
+    return 2.0 * num_frames * (stem + widths[-1] * config.dim + last * layer)

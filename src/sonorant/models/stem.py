@@ -48,16 +48,26 @@ class Stem(nn.Module):
         self.checkpointing = False
         """Whether training computes everything twice rather than keep it."""
 
-    def forward(self, waves_N: Tensor, num_samples: Sequence[int]) -> Tensor:
-        """Packed waves (N,) of utterances with so many samples each, to (F, C)."""
+    def forward(
+        self, waves_N: Tensor, num_samples: Sequence[int], moments: Sequence[FirstMoments | None] | None = None
+    ) -> Tensor:
+        """Packed waves (N,) of utterances with so many samples each, to (F, C).
+
+        A norm over time goes by an utterance's own moments, or by those given for it.
+        """
         device = waves_N.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weights[0].dtype
         starts = np.cumsum([0, *(-(-n // HOP_SAMPLES) for n in num_samples)])[:-1].tolist()
         with torch.autocast(device, enabled=False):
             taps = [weight.permute(2, 1, 0).flatten(0, 1) for weight in self.weights]
             if self.per_utterance:
-                first_UKO = self._normalised_taps(waves_N, starts, num_samples)
                 places = [(start * HOP_SAMPLES, count) for start, count in zip(starts, num_samples, strict=True)]
+                first_UKO = self._normalised_taps(
+                    [
+                        FirstMoments.of(waves_N[start : start + count]) if given is None else given
+                        for (start, count), given in zip(places, moments or [None] * len(places), strict=True)
+                    ]
+                )
                 norms: list[Tensor] = []
             else:
                 bias = self.biases[0] if len(self.biases) else torch.zeros_like(taps[0][0])
@@ -82,7 +92,7 @@ class Stem(nn.Module):
         kept = np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)])
         return slots_FC[torch.from_numpy(kept).to(slots_FC.device)]
 
-    def _normalised_taps(self, waves_N: Tensor, starts: Sequence[int], num_samples: Sequence[int]) -> Tensor:
+    def _normalised_taps(self, moments: Sequence[FirstMoments]) -> Tensor:
         """The first convolution with the norm over each utterance's time folded in: (U, K + 1, O), last the bias.
 
         A channel's mean and variance over time follow from those of the windows, which are ten numbers each.
@@ -92,16 +102,26 @@ class Stem(nn.Module):
         taps_KO = self.weights[0][:, 0].T.double()
         bias_O = self.biases[0] if len(self.biases) else torch.zeros_like(norm.bias)
         folded = []
-        for start, count in zip(starts, num_samples, strict=True):
-            wave = waves_N[start * HOP_SAMPLES : start * HOP_SAMPLES + count].double()
-            windows_RK = wave.unfold(0, STEM_KERNELS[0], STEM_STRIDES[0])
-            mean_K = windows_RK.mean(0)
-            centred_RK = windows_RK - mean_K
-            covariance_KK = centred_RK.T @ centred_RK / len(windows_RK)
+        for mean_K, covariance_KK in moments:
             scale_O = norm.weight * torch.rsqrt(((covariance_KK @ taps_KO) * taps_KO).sum(0) + norm.eps)
             shift_O = norm.bias + (bias_O - (mean_K @ taps_KO + bias_O)) * scale_O
             folded.append(torch.cat([taps_KO * scale_O, shift_O[None]]))
         return torch.stack(folded)
+
+
+class FirstMoments(NamedTuple):
+    """Mean (K,) and covariance (K, K) over an utterance's time of what the first convolution sees, in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, wave_N: Tensor) -> FirstMoments:
+        """Of one utterance, measured."""
+        windows_RK = wave_N.double().unfold(0, STEM_KERNELS[0], STEM_STRIDES[0])
+        mean_K = windows_RK.mean(0)
+        centred_RK = windows_RK - mean_K
+        return cls(mean_K, centred_RK.T @ centred_RK / len(windows_RK))
 
 
 def first_rows(num_samples: int) -> int:
