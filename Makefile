@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := train,serve,pipelines,synthesis,dev
+EXTRAS := train,serve,client,tracing,pipelines,synthesis,dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export OMP_NUM_THREADS ?= 1
@@ -55,7 +55,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 lock: ## renew constraints.txt from pyproject.toml
-	uv pip compile pyproject.toml --extra train --extra serve --extra pipelines --extra synthesis --extra dev \
+	uv pip compile pyproject.toml --extra train --extra serve --extra client --extra tracing --extra pipelines --extra synthesis --extra dev \
 	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o constraints.txt
 
 clean: ## remove the environment, artifacts and run directories

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import math
+import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -20,7 +21,7 @@ from serving.settings import Settings
 
 
 class Server(uvicorn.Server):
-    """Stops admitting work the moment it is told to stop; what was admitted is still answered."""
+    """Stops admitting work the moment it is told to stop; what was admitted is still answered. SIGHUP reloads."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -28,25 +29,37 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop has come."""
-        self.service.batcher.drain()
+        self.service.drain()
         super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[object] | None = None) -> None:
+        """Listen, and heed SIGHUP."""
+        await super().startup(sockets)  # type: ignore[arg-type]
+        tasks: set[asyncio.Task[bool]] = set()
+
+        def reload() -> None:
+            task = asyncio.get_running_loop().create_task(self.service.reload())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until told to stop; a fault in the settings or the model is one line and exit status 1."""
     parser = argparse.ArgumentParser("python -m serving", description="Serve a published model over HTTP.")
-    parser.add_argument("--model", type=Path, help="what `sonorant publish` wrote [artifacts/model]")
+    parser.add_argument("--model", help="what `sonorant publish` wrote: PATH or NAME=PATH,… [artifacts/model]")
     parser.add_argument("--host", help="[127.0.0.1]")
     parser.add_argument("--port", type=int, help="[8000]")
+    parser.add_argument("--num-workers", type=int, help="processes that run the model [one a core]")
+    parser.add_argument("--precision", help="[float32]")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         settings = Settings(**given)
     except ValidationError as error:
         sys.exit(f"settings: {describe_all(error.errors())}")
-    try:
-        app = create_app(settings=settings)
-    except ValueError as error:
-        sys.exit(str(error))
+    app = create_app(settings)
+    service: Service = app.state.service
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = uvicorn.Config(
         app,
@@ -54,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         port=settings.port,
         access_log=False,  # the gate writes a line with the request's id
         log_config=None,
+        server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
     )
-    Server(config, app.state.service).run()
+    Server(config, service).run()
+    if service.failure:
+        sys.exit(service.failure)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""From many requests to few model calls: a bounded queue and one worker thread.
+"""From many requests to few model calls: a bounded queue that several replicas of the models take batches from.
 
-The engine packs waves of any length without padding, so a result does not depend on the batch it was made in
-and a batch is capped by its audio alone.
+The engine packs waves of any length without padding, so a result does not depend on the batch it was made in, and a
+batch is bounded by the work in it alone. Work is counted in operations of the model, which grow faster than the
+audio does.
 """
 
 from __future__ import annotations
@@ -9,182 +10,301 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from serving.wire import Array, Letter
+from sonorant.inference import FRAME_MS, SAMPLE_RATE
 
-from sonorant.inference import SAMPLE_RATE
-
-Wave = NDArray[np.float32]
-Frames = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the model is to do; only waves of one task share a batch."""
-
-    kind: Literal["embed", "units"]
-    layer: int | None = None
+PATIENCE = 4.0
+"""How many times its own service time a request lets later, shorter ones go first."""
+BATCH_SECONDS = 0.4
+"""How long a batch of several waves may take: what a short request may have to wait for a core."""
+HANG_FACTOR, HANG_SECONDS = 20, 60
+"""A replica that takes longer than so many times what is expected, and so many seconds, is lost."""
+MAX_ATTEMPTS = 2
+"""Replicas that may be lost over one wave before it is given up."""
 
 
 class FullError(Exception):
-    """The queue holds all the audio it may; there may be room after `retry_seconds`."""
+    """The queue holds all it may; there may be room after `retry_seconds`."""
 
-    def __init__(self, waiting: float, offered: float, limit: float, retry_seconds: int) -> None:
-        super().__init__(
-            f"queue: found {waiting:.1f} s of audio waiting and {offered:.1f} s offered, "
-            f"wanted at most {limit:g} s together: retry in {retry_seconds} s"
-        )
-        self.retry_seconds = retry_seconds
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        self.retry_seconds = min(60, max(1, math.ceil(retry_seconds)))
+        super().__init__(f"{message}: retry in {self.retry_seconds} s")
 
 
 class ClosedError(Exception):
     """The queue takes no more work, or was closed before this was done."""
 
 
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One wave on its way through the model."""
+class LateError(Exception):
+    """The deadline came before the result."""
 
-    task: Task
-    wave: Wave
-    result: asyncio.Future[Frames]
+
+class LostError(Exception):
+    """The replica is gone."""
+
+
+class WaveError(Exception):
+    """The model could not make anything of a wave. kind: bad_audio or internal."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What waves must have in common to share a batch: the model, and the layer or the layers' weights."""
+
+    model: str
+    layer: int | tuple[float, ...]
+
+
+@dataclass(eq=False)
+class Item:
+    """One wave on its way through a model. spell: to units rather than frames; moments: those of its recording."""
+
+    key: Pass
+    wave: Array
+    operations: float
+    spell: bool = False
+    moments: Array | None = None
+    ticket: Ticket = field(init=False)
+    result: asyncio.Future[Array] = field(init=False)
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Ticket:
+    """What one request has been admitted with, until it is given back; use it as a context."""
+
+    items: list[Item]
+    seconds: float
+    operations: float
+    arrived: float
+    deadline: float
+    release: Callable[[Ticket], None]
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for item in self.items:
+            item.result.cancel()
+        self.release(self)
+
+
+class Replica(Protocol):
+    """One copy of the models that runs one batch at a time."""
+
+    async def run(self, order: Letter) -> Letter:
+        """The answer to a batch; LostError where the replica is gone."""
+
+    async def stop(self) -> None:
+        """End it at once."""
 
 
 class Batcher:
-    """Runs `run(task, waves)` in one thread on batches of what was admitted.
+    """The queue. `supply()` makes a replica anew wherever one was lost.
 
-    The oldest item is always served next; others of its task join it, shortest first, up to
-    `max_batch_seconds`. An item longer than that goes alone. Where a batch fails, each of its items is tried
-    alone.
+    The next request to be served is the one with the least of arrival + PATIENCE × its own service time, so short ones
+    pass long ones, but not for ever; one whose deadline comes near is served before that.
     """
 
-    def __init__(
-        self,
-        run: Callable[[Task, list[Wave]], Sequence[Frames]],
-        *,
-        max_batch_seconds: float,
-        max_queue_seconds: float,
-        observe: Callable[[int, float], None],
-    ) -> None:
-        self.run, self.observe = run, observe
-        self.max_batch_seconds, self.max_queue_seconds = max_batch_seconds, max_queue_seconds
+    def __init__(self, *, max_seconds: float, max_batch_seconds: float, observe: Callable[[Batch], None]) -> None:
+        self.max_seconds, self.max_batch_seconds, self.observe = max_seconds, max_batch_seconds, observe
         self.waiting: list[Item] = []
+        self.seconds = 0.0
+        """Audio admitted whose answers are not yet sent."""
         self.draining = False
-        self._num_samples = 0  # admitted and not yet answered
-        self._pace = 1.0  # audio seconds done per second, smoothed
-        self._wake = asyncio.Event()
+        self.pace = 1e9
+        """Operations one replica does in a second, smoothed."""
+        self._running = 0.0  # operations in the replicas' hands
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._servers: list[asyncio.Task[None]] = []
 
-    @property
-    def seconds(self) -> float:
-        """Audio admitted and not yet answered."""
-        return self._num_samples / SAMPLE_RATE
+    def start(self, replicas: Sequence[Replica], supply: Callable[[Replica], Awaitable[Replica]]) -> None:
+        """Begin to work with these, in the running event loop."""
+        self._servers = [asyncio.create_task(self._serve(replica, supply)) for replica in replicas]
 
-    def start(self) -> None:
-        """Begin to work, in the running event loop."""
-        self.draining = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._worker = asyncio.create_task(self._work())
+    # ------------------------------------------------------------------------------------------------ admission
 
-    def admit(self, task: Task, waves: Sequence[Wave]) -> list[asyncio.Future[Frames]]:
-        """Take all of `waves` or none; a future for each. Cancel one to have it left undone.
+    def admit(self, items: list[Item], *, seconds: float, deadline: float) -> Ticket:
+        """Take all of `items`, of a request with so much audio, or none; their results are in time or LateError.
 
         Raises FullError, or ClosedError while draining.
         """
         if self.draining:
             raise ClosedError("queue: found it closed, wanted it open")
-        offered = count_samples(waves)
-        if self._num_samples + offered > self.max_queue_seconds * SAMPLE_RATE:
-            retry_seconds = min(60, max(1, math.ceil(self.seconds / self._pace)))
-            raise FullError(self.seconds, offered / SAMPLE_RATE, self.max_queue_seconds, retry_seconds)
-        loop = asyncio.get_running_loop()
-        items = [Item(task, wave, loop.create_future()) for wave in waves]
-        self.waiting.extend(items)
-        self._num_samples += offered
-        self._wake.set()
-        for item in items:  # an error of a result nobody waits for any more is no news
+        if self.seconds + seconds > self.max_seconds:
+            raise FullError(
+                f"queue: found {self.seconds:.1f} s of audio in hand and {seconds:.1f} s offered, "
+                f"wanted at most {self.max_seconds:g} s together",
+                self._wait_for(sum(item.operations for item in self.waiting)),
+            )
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        ticket = Ticket(items, seconds, sum(item.operations for item in items), now, deadline, self._release)
+        for item in items:
+            item.ticket = ticket
+        rank = self._rank(ticket)
+        ahead = sum(item.operations for item in self.waiting if self._rank(item.ticket) <= rank)
+        wait = self._wait_for(ahead + ticket.operations)
+        if now + wait > deadline:
+            raise FullError(
+                f"queue: found {wait:.1f} s until this would be done, wanted at most {deadline - now:.1f} s",
+                now + wait - deadline,
+            )
+        for item in items:
+            item.result = loop.create_future()
+            # An error of a result nobody waits for any more is no news.
             item.result.add_done_callback(lambda result: result.cancelled() or result.exception())
-        return [item.result for item in items]
+        self.waiting.extend(items)
+        self.seconds += seconds
+        self._wake(len(items))
+        return ticket
+
+    def _release(self, ticket: Ticket) -> None:
+        self.seconds -= ticket.seconds
+        self.waiting = [item for item in self.waiting if item.ticket is not ticket]
+
+    def _wait_for(self, operations: float) -> float:
+        return (self._running / 2 + operations) / self.pace / max(1, len(self._servers))
+
+    def _rank(self, ticket: Ticket) -> float:
+        service = ticket.operations / self.pace
+        return min(ticket.arrived + PATIENCE * service, ticket.deadline - 2 * service)
+
+    # -------------------------------------------------------------------------------------------------- closing
 
     def drain(self) -> None:
         """Admit nothing more; what was admitted will be done."""
         self.draining = True
-        self._wake.set()
+        self._wake(len(self._idle))
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, timeout: float | None) -> None:
         """Drain for at most `timeout` seconds, then fail what is left with ClosedError."""
         self.drain()
-        _, late = await asyncio.wait([self._worker], timeout=timeout)
-        if late:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
-        self._finish(self._take(self.waiting))
-        self._thread.shutdown(wait=False)
+        if self._servers:
+            _, late = await asyncio.wait(self._servers, timeout=timeout)
+            for server in late:
+                server.cancel()
+            await asyncio.gather(*self._servers, return_exceptions=True)
+        for item in self.waiting:
+            settle(item, ClosedError("queue: found it closed before this was done"))
+        self.waiting = []
 
-    async def _work(self) -> None:
-        while self.waiting or not self.draining:
-            self._finish(self._take([item for item in self.waiting if item.result.done()]))
-            if self.waiting:
-                batch = self._take(self._choose())
-                try:
-                    await self._serve(batch)
-                finally:
-                    self._finish(batch)
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+    # --------------------------------------------------------------------------------------------------- work
+
+    def _wake(self, count: int) -> None:
+        for _ in range(count):
+            if self._idle:
+                idle = self._idle.popleft()
+                if not idle.done():
+                    idle.set_result(None)
+
+    async def _serve(self, replica: Replica, supply: Callable[[Replica], Awaitable[Replica]]) -> None:
+        while True:
+            while not (batch := self._choose()):
+                if self.draining:
+                    return
+                idle = asyncio.get_running_loop().create_future()
+                self._idle.append(idle)
+                await idle
+            operations = sum(item.operations for item in batch)
+            self._running += operations
+            try:
+                await self._run(replica, batch, operations)
+            except LostError:
+                for item in batch:
+                    item.attempts += 1
+                    if item.attempts >= MAX_ATTEMPTS:
+                        settle(item, LostError("model: found its process lost twice over this audio"))
+                self.waiting = [*(item for item in batch if not item.result.done()), *self.waiting]
+                replica = await supply(replica)
+            finally:
+                self._running -= operations
+
+    async def _run(self, replica: Replica, batch: list[Item], operations: float) -> None:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(HANG_SECONDS + HANG_FACTOR * operations / self.pace):
+                answer = await replica.run(order_of(batch))
+        except TimeoutError:
+            await replica.stop()
+            raise LostError("replica: found no answer") from None
+        except asyncio.CancelledError:
+            for item in batch:
+                settle(item, ClosedError("queue: found it closed before this was done"))
+            raise
+        seconds = answer.fields["seconds"]
+        self.pace += 0.2 * (operations / max(seconds, 1e-6) - self.pace)
+        self.observe(Batch.of(batch, started, answer.fields))
+        for item, array, error in zip(batch, answer.arrays, answer.fields["errors"], strict=True):
+            settle(item, array if error is None else WaveError(error["kind"], error["message"]))
 
     def _choose(self) -> list[Item]:
-        first, *rest = self.waiting
-        batch, room = [first], self.max_batch_seconds * SAMPLE_RATE - len(first.wave)
-        for item in sorted((i for i in rest if i.task == first.task), key=lambda item: len(item.wave)):
-            room -= len(item.wave)
-            if room < 0:
+        """The next batch, taken from the queue: what has been given up or is late is not in it."""
+        now = time.monotonic()
+        for item in self.waiting:
+            if item.ticket.deadline < now:
+                settle(item, LateError("queue: found the deadline past before this was begun"))
+        self.waiting = [item for item in self.waiting if not item.result.done()]
+        if not self.waiting:
+            return []
+        ranks = {item: self._rank(item.ticket) for item in self.waiting}
+        first = min(self.waiting, key=ranks.__getitem__)
+        alike = [item for item in self.waiting if item.key == first.key and item is not first]
+        # Where other replicas have nothing to do, each is left its share.
+        share = (sum(item.operations for item in alike) + first.operations) / (1 + len(self._idle))
+        room = min(share, BATCH_SECONDS * self.pace) - first.operations
+        seconds = self.max_batch_seconds * SAMPLE_RATE - len(first.wave)
+        batch = [first]
+        for item in sorted(alike, key=lambda item: (ranks[item], item.operations)):
+            room, seconds = room - item.operations, seconds - len(item.wave)
+            if room < 0 or seconds < 0:
                 break
             batch.append(item)
+        taken = set(batch)
+        self.waiting = [item for item in self.waiting if item not in taken]
         return batch
 
-    def _take(self, items: Sequence[Item]) -> list[Item]:
-        taken = set(items)
-        self.waiting = [item for item in self.waiting if item not in taken]
-        return list(items)
 
-    def _finish(self, items: Sequence[Item]) -> None:
-        self._num_samples -= count_samples([item.wave for item in items])
-        for item in items:
-            if not item.result.done():
-                item.result.set_exception(ClosedError("queue: found it closed before this was done"))
+@dataclass(frozen=True)
+class Batch:
+    """One call of a model, as it is counted. queue: seconds each wave waited; padding: audio that is none."""
 
-    async def _serve(self, batch: Sequence[Item]) -> None:
-        waves = [item.wave for item in batch]
-        seconds, started = count_samples(waves) / SAMPLE_RATE, time.perf_counter()
-        self.observe(len(batch), seconds)
-        loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._thread, self._outcomes, batch[0].task, waves)
-        self._pace += 0.2 * (seconds / max(time.perf_counter() - started, 1e-6) - self._pace)
-        for item, outcome in zip(batch, outcomes, strict=True):
-            if item.result.done():
-                continue
-            if isinstance(outcome, Exception):
-                item.result.set_exception(outcome)
-            else:
-                item.result.set_result(outcome)
+    num_waves: int
+    audio_seconds: float
+    padding_seconds: float
+    seconds: float
+    queue: tuple[float, ...]
+    fields: dict[str, Any]
 
-    def _outcomes(self, task: Task, waves: list[Wave]) -> list[Frames | Exception]:
-        try:
-            results = self.run(task, waves)
-            assert len(results) == len(waves), f"{task}: {len(results)} results for {len(waves)} waves"
-            return list(results)
-        except Exception as error:
-            if len(waves) == 1:
-                return [error]
-        return [outcome for wave in waves for outcome in self._outcomes(task, [wave])]
+    @classmethod
+    def of(cls, items: Sequence[Item], started: float, fields: dict[str, Any]) -> Batch:
+        """The batch of `items` that was started then and answered with `fields`."""
+        lengths = [len(item.wave) for item in items]
+        padding = sum(-length % (FRAME_MS * SAMPLE_RATE // 1000) for length in lengths)
+        queue = tuple(started - item.ticket.arrived for item in items)
+        return cls(len(items), sum(lengths) / SAMPLE_RATE, padding / SAMPLE_RATE, fields["seconds"], queue, fields)
 
 
-def count_samples(waves: Sequence[Wave]) -> int:
-    """Samples of all waves together."""
-    return sum(len(wave) for wave in waves)
+def order_of(batch: Sequence[Item]) -> Letter:
+    """The letter that asks a replica for the batch."""
+    items = [{"spell": item.spell, "moments": item.moments is not None} for item in batch]
+    fields = {"model": batch[0].key.model, "layer": batch[0].key.layer, "items": items}
+    return Letter(fields, [item.wave for item in batch] + [i.moments for i in batch if i.moments is not None])
+
+
+def settle(item: Item, outcome: Array | Exception) -> None:
+    """Give the item's waiter its outcome, where somebody still waits."""
+    if item.result.done():
+        return
+    if isinstance(outcome, Exception):
+        item.result.set_exception(outcome)
+    else:
+        item.result.set_result(outcome)

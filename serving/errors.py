@@ -35,11 +35,26 @@ def draining() -> ApiError:
     return ApiError(503, "draining", message, {"Retry-After": "5"})
 
 
+def not_ready() -> ApiError:
+    """503: the model has not run yet."""
+    message = "model: found it not warmed up, wanted one pass: wait and send the request again"
+    return ApiError(503, "not_ready", message, {"Retry-After": "1"})
+
+
+def late(message: str) -> ApiError:
+    """408: the deadline came first."""
+    return ApiError(408, "late", f"{message}: send less audio at once, or allow more time in X-Request-Timeout")
+
+
 def envelope(scope: Scope, error: ApiError) -> Response:
     """`error` as the answer to the request of `scope`."""
-    fault = Fault(code=error.code, message=one_line(error.message), request_id=scope["state"]["request_id"])
-    body = ErrorEnvelope(error=fault).model_dump_json()
+    body = ErrorEnvelope(error=fault_of(scope, error)).model_dump_json()
     return Response(body, error.status, error.headers, media_type="application/json")
+
+
+def fault_of(scope: Scope, error: ApiError) -> Fault:
+    """What went wrong with the request of `scope`."""
+    return Fault(code=error.code, message=one_line(error.message), request_id=scope["state"]["request_id"])
 
 
 def one_line(text: str) -> str:
@@ -88,7 +103,7 @@ def use_envelope(app: FastAPI) -> None:
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow")
             message = f"{found}: found a method that this path does not have, wanted {allowed}"
-        elif error.status_code == 404:
+        elif error.status_code == 404 and error.detail == "Not Found":
             message = f"{found}: found no such path, wanted one that /openapi.json lists"
         else:
             message = f"{found}: {error.detail}"

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from serving.batcher import Wave
 from serving.errors import ApiError, describe_all, shorten
 from serving.schemas import EncodedAudio
 from serving.settings import Settings
-from sonorant.inference import SAMPLE_RATE, TooLongError, read_wave
+from sonorant.inference import SAMPLE_RATE, TooLongError, check_wave, read_wave
 
+Wave = NDArray[np.float32]
 ACCEPTED = "audio/*, application/octet-stream, multipart/form-data or application/json"
 REQUEST_BODY: Mapping[str, Any] = {
     "required": True,
@@ -42,6 +44,15 @@ REQUEST_BODY: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Upload:
+    """One file of a request as it came. `label` names it in errors."""
+
+    label: str
+    name: str | None
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Clip:
     """One file of a request, decoded. `label` names it in errors."""
 
@@ -55,26 +66,39 @@ class Clip:
         return len(self.wave) / SAMPLE_RATE
 
 
-async def read_clips(request: Request, settings: Settings, decoders: CapacityLimiter) -> list[Clip]:
-    """Every file of the request, decoded; ApiError where one cannot be had."""
-    clips: list[Clip] = []
-    room = settings.max_queue_seconds
-    for label, name, data in await read_files(request, settings):
-        limit = min(room, settings.max_file_seconds)
-        clip = await to_thread.run_sync(partial(decode, label, name, data, limit), limiter=decoders)
-        room -= clip.seconds
-        clips.append(clip)
-    return clips
+class Decoder:
+    """Turns files into waves, a few at a time, each in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._limiter = CapacityLimiter(settings.num_decoders)
+
+    async def decode(self, uploads: Sequence[Upload]) -> list[Clip | ApiError]:
+        """Every file, decoded, or why it could not be. All together may last as long as the queue takes."""
+        clips: list[Clip | ApiError] = []
+        room = self.settings.max_queue_seconds
+        for upload in uploads:
+            limit = min(room, self.settings.max_file_seconds)
+            try:
+                clip = await to_thread.run_sync(partial(decode, upload, limit), limiter=self._limiter)
+            except ApiError as error:
+                clips.append(error)
+            else:
+                room -= clip.seconds
+                clips.append(clip)
+        return clips
 
 
-def decode(label: str, name: str | None, data: bytes, max_seconds: float) -> Clip:
-    """The audio in `data`; ApiError 400 where there is none, 413 where it is longer than `max_seconds`."""
+def decode(upload: Upload, max_seconds: float) -> Clip:
+    """The audio in it; ApiError 400 where there is none, 413 where it is longer than `max_seconds`."""
     try:
-        return Clip(name, label, read_wave(BytesIO(data), max_seconds))
+        wave = read_wave(BytesIO(upload.data), max_seconds)
+        check_wave(wave)
+        return Clip(upload.name, upload.label, wave)
     except TooLongError as error:
-        raise ApiError(413, "too_long", relabel(error, label)) from None
+        raise ApiError(413, "too_long", relabel(error, upload.label)) from None
     except ValueError as error:
-        raise ApiError(400, "bad_audio", relabel(error, label)) from None
+        raise ApiError(400, "bad_audio", relabel(error, upload.label)) from None
 
 
 def relabel(error: Exception, label: str) -> str:
@@ -82,8 +106,8 @@ def relabel(error: Exception, label: str) -> str:
     return label + str(error).removeprefix("audio").removeprefix("wave")
 
 
-async def read_files(request: Request, settings: Settings) -> list[tuple[str, str | None, bytes]]:
-    """(label, file name, bytes) of each file in the request."""
+async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+    """Each file in the request."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise ApiError(
@@ -93,9 +117,9 @@ async def read_files(request: Request, settings: Settings) -> list[tuple[str, st
         )
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media.startswith("audio/") or media == "application/octet-stream":
-        return [("audio", None, await request.body())]
+        return [Upload("audio", None, await request.body())]
     if media == "application/json":
-        return [("audio", None, read_json(await request.body()))]
+        return [Upload("audio", None, read_json(await request.body()))]
     if media == "multipart/form-data":
         return await read_multipart(request, settings)
     raise ApiError(415, "unsupported_media_type", f"Content-Type: found {shorten(media)}, wanted {ACCEPTED}")
@@ -118,7 +142,7 @@ def read_json(body: bytes) -> bytes:
         ) from None
 
 
-async def read_multipart(request: Request, settings: Settings) -> list[tuple[str, str | None, bytes]]:
+async def read_multipart(request: Request, settings: Settings) -> list[Upload]:
     """The files of a form, kept in memory: the body's size is bounded already."""
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=settings.max_files, max_fields=settings.max_files
@@ -128,13 +152,13 @@ async def read_multipart(request: Request, settings: Settings) -> list[tuple[str
         form = await parser.parse()
     except (MultiPartException, ValueError) as error:
         raise ApiError(400, "bad_multipart", f"form: found it broken ({error}), wanted multipart files") from None
-    files: list[tuple[str, str | None, bytes]] = []
+    files: list[Upload] = []
     try:
         for field, part in form.multi_items():
             if not isinstance(part, UploadFile):
                 raise ApiError(422, "invalid_body", f"form field {shorten(field)}: found text, wanted a file")
             name = part.filename or None
-            files.append((f"file {len(files)} {shorten(name)}", name, await part.read()))
+            files.append(Upload(f"file {len(files)} {shorten(name)}", name, await part.read()))
     finally:
         await form.close()
     if not files:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from serving.batcher import Batch
+from serving.replica import Card
 
 LATENCIES = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -36,16 +41,51 @@ class Metrics:
             buckets=(1, 2, 5, 10, 20, 30, 60),
             registry=registry,
         )
+        self.queue_time = Histogram(
+            "sonorant_queue_seconds",
+            "From a wave's admission to its batch.",
+            buckets=LATENCIES,
+            registry=registry,
+        )
+        self.model_seconds = Histogram("sonorant_batch_seconds", "A model call.", buckets=LATENCIES, registry=registry)
+        self.padding = Counter(
+            "sonorant_padding_seconds", "Silence put between the waves of a batch, under 20 ms each.", registry=registry
+        )
         self.queue_depth = Gauge("sonorant_queue_depth", "Waves waiting for the model.", registry=registry)
         self.queue_seconds = Gauge(
             "sonorant_queue_audio_seconds", "Audio admitted and not yet answered.", registry=registry
         )
-        self.model = Gauge("sonorant_model_info", "The model that is loaded.", ("model", "layer"), registry=registry)
+        self.model = Gauge(
+            "sonorant_model_info",
+            "The models that are loaded.",
+            ("model", "digest", "layer", "precision", "device"),
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "sonorant_reloads", "Times the models were loaded anew.", ("outcome",), registry=registry
+        )
+        self.workers_lost = Counter("sonorant_workers_lost", "Processes that ended unasked.", registry=registry)
+        self.worker_bytes = Gauge(
+            "sonorant_worker_peak_bytes", "Largest memory of any worker process so far.", registry=registry
+        )
+        self.device_bytes = Gauge("sonorant_gpu_memory_bytes", "GPU memory a worker holds.", registry=registry)
 
-    def observe_batch(self, num_waves: int, seconds: float) -> None:
-        """Count one call of the model."""
-        self.batch_size.observe(num_waves)
-        self.batch_seconds.observe(seconds)
+    def observe_batch(self, batch: Batch) -> None:
+        """Count one call of a model."""
+        self.batch_size.observe(batch.num_waves)
+        self.batch_seconds.observe(batch.audio_seconds)
+        self.model_seconds.observe(batch.seconds)
+        self.padding.inc(batch.padding_seconds)
+        for seconds in batch.queue:
+            self.queue_time.observe(seconds)
+        self.worker_bytes.set(batch.fields["peak_bytes"])
+        self.device_bytes.set(batch.fields["device_bytes"])
+
+    def show_models(self, cards: Iterable[Card]) -> None:
+        """Name what is loaded."""
+        self.model.clear()
+        for card in cards:
+            self.model.labels(card.name, card.digest, str(card.layer), card.precision, card.device).set(1)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answer."""

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
 
 class Message(BaseModel):
     """A JSON object with exactly these fields."""
@@ -19,18 +21,52 @@ class EncodedAudio(Message):
     audio: Annotated[str, Field(description="the bytes of a WAV, FLAC, Ogg or MP3 file in base64")]
 
 
-class EmbeddingOptions(Message):
+class Options(Message):
+    """What all routes for speech take as query parameters."""
+
+    model: Annotated[
+        str | None, Field(description="one of /v1/models; default: the first", max_length=100, examples=[None])
+    ] = None
+    start: Annotated[
+        Seconds | None, Field(description="answer for frames centred from here on, in seconds of each file")
+    ] = None
+    end: Annotated[Seconds | None, Field(description="answer for frames centred before this")] = None
+
+
+class EmbeddingOptions(Options):
     """What to make of the audio; query parameters of /v1/embeddings."""
 
     layer: Annotated[
-        int | None, Field(description="0 to num_layers of /v1/models; default: the published layer", ge=0)
+        str,
+        Field(
+            description="0 to num_layers of /v1/models, or a name; weighted: the sum by layer_weights",
+            max_length=100,
+            json_schema_extra={"pattern": "^(0|[1-9][0-9]{0,2}|published|last|weighted)$"},
+            examples=["published"],
+        ),
+    ] = "published"
+    layer_weights: Annotated[
+        str | None,
+        Field(
+            description="with layer=weighted: num_layers + 1 numbers with commas between; default: equal shares",
+            max_length=4000,
+            examples=[None],
+        ),
     ] = None
-    pooling: Annotated[Literal["none", "mean"], Field(description="none: one vector per frame; mean: one per file")] = (
-        "none"
-    )
+    pooling: Annotated[
+        Literal["none", "mean", "attentive"],
+        Field(description="none: one vector a frame; mean: one a file; attentive: one a file, where the model has it"),
+    ] = "none"
+    normalise: Annotated[
+        Literal["none", "l2", "utterance"],
+        Field(
+            description="l2: every vector has length 1; utterance: every dimension has mean 0 and variance 1 over "
+            "the frames that are answered"
+        ),
+    ] = "none"
 
 
-class UnitOptions(Message):
+class UnitOptions(Options):
     """What to make of the audio; query parameters of /v1/units."""
 
     deduplicate: Annotated[
@@ -43,7 +79,8 @@ class Result(Message):
 
     name: Annotated[str | None, Field(description="the file's name, where the request gave one")]
     seconds: Annotated[float, Field(description="duration of the audio")]
-    num_frames: int
+    start_ms: Annotated[int, Field(description="where in the audio the first frame answered begins")]
+    num_frames: Annotated[int, Field(description="frames answered, 20 ms each")]
 
 
 class Embedding(Result):
@@ -51,7 +88,7 @@ class Embedding(Result):
 
     embedding: Annotated[
         list[list[float]] | list[float],
-        Field(description="num_frames vectors of dim values; with pooling=mean one vector"),
+        Field(description="num_frames vectors of dim values; with pooling one vector"),
     ]
 
 
@@ -59,8 +96,9 @@ class Embeddings(Message):
     """The answer of /v1/embeddings."""
 
     model: str
-    layer: int
-    pooling: Literal["none", "mean"]
+    layer: Annotated[int | list[float], Field(description="the layer, or every layer's weight")]
+    pooling: Literal["none", "mean", "attentive"]
+    normalise: Literal["none", "l2", "utterance"]
     dim: int
     frame_ms: Annotated[int, Field(description="milliseconds from one frame to the next")]
     results: list[Embedding]
@@ -88,12 +126,19 @@ class Model(Message):
     """A model that is loaded."""
 
     id: str
+    digest: Annotated[str, Field(description="of the published folder's content")]
+    precision: str
+    device: str
     layer: Annotated[int, Field(description="the published layer, from which units are made")]
     num_layers: int
     dim: int
     num_units: int
+    centred: Annotated[bool, Field(description="units are made of frames less the recording's mean")]
+    poolings: list[str]
     frame_ms: int
-    about: Annotated[dict[str, Any], Field(description="its provenance, as published")]
+    stream: Annotated[dict[str, float], Field(description="seconds: the default step, look-ahead and history")]
+    encoder: Annotated[dict[str, Any], Field(description="the encoder's configuration")]
+    provenance: Annotated[dict[str, Any], Field(description="where it comes from, as published")]
 
 
 class Models(Message):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Bytes = Annotated[int, Field(ge=1)]
 
 
@@ -17,18 +20,51 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SONORANT_SERVE_", frozen=True, extra="forbid")
 
-    model: Annotated[Path, Field(description="a directory that `sonorant publish` wrote")] = Path("artifacts/model")
+    model: Annotated[
+        dict[str, Path],
+        NoDecode,
+        Field(description="what `sonorant publish` wrote: PATH, or NAME=PATH,NAME=PATH…; the first is the default"),
+    ] = {"model": Path("artifacts/model")}
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535, description="0: any free port")] = 8000
+
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1")] = "cpu"
+    precision: Annotated[str, Field(description="float32, or what sonorant.inference.load takes beside")] = "float32"
+    num_workers: Annotated[
+        int | None, Field(ge=1, description="processes that run the models; default: one a usable core, or one a GPU")
+    ] = None
+    watch_seconds: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="how often to look for a new model; 0: only on SIGHUP")
+    ] = 0
 
     max_body_bytes: Annotated[Bytes, Field(description="of one request")] = 32 * 2**20
     max_buffered_bytes: Annotated[Bytes, Field(description="of all requests in hand")] = 256 * 2**20
     max_files: Annotated[int, Field(ge=1, description="in one multipart request")] = 64
-    max_file_seconds: Annotated[Seconds, Field(description="audio of one file")] = 60
+    max_file_seconds: Annotated[Seconds, Field(description="audio of one file")] = 600
     max_batch_seconds: Annotated[Seconds, Field(description="audio the model takes at once")] = 60
-    max_queue_seconds: Annotated[Seconds, Field(description="audio admitted and not yet answered")] = 600
+    max_queue_seconds: Annotated[Seconds, Field(description="audio admitted and not yet answered")] = 1200
     num_decoders: Annotated[int, Field(ge=1, description="files decoded at once")] = 2
+    request_seconds: Annotated[Seconds, Field(description="from a request's head to its result")] = 60
+    body_seconds: Annotated[Seconds, Field(description="for a request's body to arrive")] = 30
+    send_seconds: Annotated[Seconds, Field(description="for a client to take a piece of its answer")] = 30
     drain_seconds: Annotated[Seconds, Field(description="to finish admitted work before exit")] = 30
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _name_models(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            return given
+        models: dict[str, Path] = {}
+        for entry in str(given).split(","):
+            name, found, path = entry.partition("=")
+            folder = Path(path if found else name)
+            name = name if found else folder.resolve().name
+            if not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"found a model named {name!r}, wanted letters, digits, - _ and .: write NAME=PATH")
+            if name in models:
+                raise ValueError(f"found two models named {name}, wanted different names: write NAME=PATH")
+            models[name] = folder
+        return models
 
     @model_validator(mode="after")
     def _admits_what_it_accepts(self) -> Self:

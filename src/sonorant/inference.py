@@ -72,6 +72,7 @@ class Speech:
 
     poolings = ("none", "mean")
     """What a request may ask to be made of an utterance's frames."""
+    precision = "float32"
 
     def __init__(
         self,
@@ -246,12 +247,15 @@ def batches_of(waves: Sequence[Wave], seconds: float = BATCH_SECONDS) -> Iterato
         yield batch
 
 
-def load(folder: Path) -> Speech:
+def load(folder: Path, precision: str = "float32", device: str = "cpu") -> Speech:
     """The model that `sonorant publish` wrote; ValueError where the folder holds none."""
+    if precision != "float32":
+        raise ValueError(f"precision: found {precision}, wanted float32: choose it")
     encoder, about = load_encoder(folder)
     if "layer" not in about:
         raise ValueError(f"model {folder}: found an encoder without a layer, wanted a model: run `sonorant publish`")
-    return Speech(encoder, about["layer"], Codebook.load(folder / "codebook.safetensors"), about, digest_of(folder))
+    codebook = Codebook.load(folder / "codebook.safetensors")
+    return Speech(encoder.to(device), about["layer"], codebook, about, digest_of(folder))
 
 
 def digest_of(folder: Path) -> str | None:

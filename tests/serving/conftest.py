@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from serving.app import create_app
 from serving.settings import Settings
+from sonorant.inference import Codebook
 from sonorant.data.frames import HOP_SAMPLES, WINDOW_SAMPLES
 
 Wave = NDArray[np.float32]
@@ -25,21 +27,31 @@ class FakeSpeech:
     """Statistics of each frame's window as its embedding, its loudness as its unit."""
 
     layer, num_layers, dim, num_units = 2, 3, 4, 10
+    precision, device, digest, config = "float32", "cpu", "0" * 8, None
+    poolings = ("none", "mean")
 
     def __init__(self) -> None:
-        self.about = {"digest": "0" * 8, "corpus": "none"}
+        self.about = {"provenance": {"corpus": "none"}}
+        # Units are the loudness of the published layer, in ten steps.
+        centroids = np.zeros((self.num_units, self.dim), np.float32)
+        centroids[:, 1] = np.arange(self.num_units) / 10
+        self.codebook = Codebook(centroids, np.zeros(4, np.float32), np.float32([0, 1, 0, 0]))
         self.batches: list[int] = []
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def embed(self, waves: Sequence[Wave], layer: int | None = None) -> list[NDArray[np.float32]]:
+    def embed(self, waves: Sequence[Wave], layer: Any = None, moments: object = None) -> list[NDArray[np.float32]]:
         self.may_run.wait()
         self.batches.append(len(waves))
-        return [self._frames(wave) * np.float32(1 + (self.layer if layer is None else layer)) for wave in waves]
+        layer = self.layer if layer is None else layer
+        size = 1 + layer if isinstance(layer, int) else sum(w * (1 + i) for i, w in enumerate(layer))
+        return [self._frames(wave) * np.float32(size) for wave in waves]
 
     def units(self, waves: Sequence[Wave]) -> list[NDArray[np.int64]]:
-        loudness = [frames[:, 1] / (1 + self.layer) for frames in self.embed(waves)]
-        return [np.minimum(self.num_units - 1, (30 * rms).astype(np.int64)) for rms in loudness]
+        return [self.codebook.assign(frames) for frames in self.embed(waves)]
+
+    def device_bytes(self) -> int:
+        return 0
 
     def _frames(self, wave: Wave) -> NDArray[np.float32]:
         if len(wave) < WINDOW_SAMPLES:
@@ -50,6 +62,15 @@ class FakeSpeech:
         return np.stack(statistics, axis=1).astype(np.float32)
 
 
+@contextmanager
+def ready_client(app: FastAPI) -> Iterator[TestClient]:
+    """A client of an app that has warmed up."""
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/health/ready").status_code != 200:  # pytest's timeout ends it
+            pass
+        yield client
+
+
 @pytest.fixture
 def speech() -> FakeSpeech:
     return FakeSpeech()
@@ -57,20 +78,20 @@ def speech() -> FakeSpeech:
 
 @pytest.fixture
 def app(speech: FakeSpeech) -> FastAPI:
-    return create_app(speech, Settings(model=Path("artifacts/tiny"), max_file_seconds=5, max_queue_seconds=20))
+    return create_app(Settings(max_file_seconds=5, max_queue_seconds=20), {"tiny": speech})
 
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with ready_client(app) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def patient_client() -> Iterator[TestClient]:
     """One app for many examples."""
-    app = create_app(FakeSpeech(), Settings(max_file_seconds=5))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    app = create_app(Settings(max_file_seconds=5), {"tiny": FakeSpeech()})
+    with ready_client(app) as client:
         yield client
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,7 @@ def test_models_tell_what_is_loaded(client, speech):
     answer = client.get("/v1/models").json()
     Models.model_validate(answer, strict=True)
     [model] = answer["models"]
-    assert model["about"] == speech.about
+    assert model["provenance"] == speech.about["provenance"]
     assert [model[key] for key in ("id", "layer", "num_layers", "dim", "num_units")] == ["tiny", 2, 3, 4, 10]
 
 
@@ -112,13 +114,24 @@ def test_ready_only_after_the_warm_up(app, speech):
         assert speech.batches
 
 
-def test_not_ready_where_the_model_fails(app, speech, monkeypatch, wave, encode):
-    monkeypatch.setattr(speech, "_frames", None)
+def test_a_model_that_fails_ends_the_server_in_one_line(app, speech, monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: ended.append((pid, number)))
+    monkeypatch.setattr(speech, "_frames", lambda wave: np.full((9, 4), np.nan, np.float32))
     with TestClient(app) as client:
-        answer = client.post("/v1/units", content=encode(wave), headers={"Content-Type": "audio/wav"})
-        assert answer.status_code == 500  # a fault of ours is called one, in the envelope
-        assert answer.json()["error"]["code"] == "internal"
-        assert client.get("/health/ready").status_code == 503
+        while not ended:  # pytest's timeout ends it
+            assert client.get("/health/ready").status_code == 503
+    assert ended == [(os.getpid(), signal.SIGTERM)]
+    assert "not finite" in app.state.service.failure
+
+
+def test_a_fault_of_ours_is_called_one(client, speech, monkeypatch, wave, encode):
+    monkeypatch.setattr(speech, "_frames", None)
+    answer = client.post("/v1/units", content=encode(wave), headers={"Content-Type": "audio/wav"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal"
+    monkeypatch.undo()
+    post(client, "/v1/units", encode(wave))
 
 
 def samples(client: TestClient) -> dict[str, float]:
@@ -136,13 +149,13 @@ def test_metrics_count_what_happened(client, wave, encode):
     assert found['sonorant_requests_total{route="unmatched",status="404"}'] == 1
     assert found['sonorant_request_seconds_count{route="/v1/units"}'] == 2
     assert found['sonorant_audio_seconds_total{route="/v1/units"}'] == 1.5
-    assert found["sonorant_batch_size_count"] == 3  # two of the warm-up
+    assert found["sonorant_batch_size_count"] == 1
     assert found["sonorant_queue_depth"] == found["sonorant_queue_audio_seconds"] == 0
 
 
 def test_two_apps_count_apart(client, speech, wave, encode):
     post(client, "/v1/units", encode(wave))
-    with TestClient(create_app(speech, Settings())) as other:
+    with TestClient(create_app(Settings(), {"tiny": speech})) as other:
         assert 'sonorant_requests_total{route="/v1/units",status="200"}' not in samples(other)
 
 

@@ -1,0 +1,180 @@
+"""A process that runs models: one core, one thread, one batch at a time.
+
+`python -m serving.worker FD` speaks over the socket it inherits. The first letter says what to load; the answer tells
+what was loaded, or why it could not be; then comes one answer for every batch until the socket closes.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.wire import Array, Letter, receive, send
+from sonorant.inference import SAMPLE_RATE, Moments, Speech, load, num_operations
+
+Models = Mapping[str, Speech]
+WARM_UP_SECONDS = 3.0
+
+
+def main() -> None:
+    """Load, warm up, serve."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server says when it is over, by closing the socket
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        order = receive(connection).fields
+        try:
+            models, paces = start(order)
+        except (ValueError, OSError) as error:
+            send(connection, Letter({"error": " ".join(str(error).split())}))
+            return
+        send(connection, introduce(models, paces))
+        while True:
+            send(connection, perform(models, receive(connection)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def start(order: Mapping[str, Any]) -> tuple[Models, list[float]]:
+    """Take a core, load what `order` names and run it: the models, and the operations each does in a second."""
+    import torch
+
+    if order["core"] is not None:
+        os.sched_setaffinity(0, {order["core"]})
+    torch.set_num_threads(1)
+    models = {
+        name: load(Path(folder), precision=order["precision"], device=order["device"])
+        for name, folder in order["models"].items()
+    }
+    return models, [warm_up(speech) for speech in models.values()]
+
+
+def warm_up(speech: Speech) -> float:
+    """Run all of the model on noise, twice: how many operations it does in a second.
+
+    ValueError where what it makes is not finite.
+    """
+    wave = np.random.default_rng(0).normal(0, 0.1, int(WARM_UP_SECONDS * SAMPLE_RATE)).astype(np.float32)
+    for layer in (speech.layer, speech.num_layers):
+        started = time.perf_counter()
+        [frames] = speech.embed([wave], layer)
+        seconds = time.perf_counter() - started
+    if not np.isfinite(frames).all():
+        raise ValueError("model: found frames of noise that are not finite, wanted finite ones: publish it again")
+    if speech.codebook is not None:
+        speech.codebook.assign(speech.embed([wave])[0])
+    return operations(speech, len(frames)) / max(seconds, 1e-6)
+
+
+def operations(speech: Speech, num_frames: int) -> float:
+    """What it costs to take so many frames through all layers."""
+    config = speech.config
+    return 1e6 * num_frames if config is None else num_operations(config, num_frames, speech.num_layers)
+
+
+def introduce(models: Models, paces: Sequence[float]) -> Letter:
+    """What the server has to know of the models: the fields of their cards, and their codebooks' arrays."""
+    cards, arrays = [], list[Array]()
+    for name, speech in models.items():
+        config, codebook = speech.config, speech.codebook
+        cards.append(
+            {
+                "name": name,
+                "digest": speech.digest or "",
+                "precision": speech.precision,
+                "device": speech.device,
+                "layer": speech.layer,
+                "num_layers": speech.num_layers,
+                "dim": speech.dim,
+                "num_units": speech.num_units,
+                "centred": None if codebook is None else codebook.centred,
+                "poolings": list(speech.poolings),
+                "encoder": None if config is None else config.model_dump(mode="json"),
+                "about": speech.about,
+            }
+        )
+        if codebook is not None:
+            arrays += [codebook.centroids, codebook.shift, codebook.scale]
+    return Letter({"models": cards, "pace": min(paces)}, arrays)
+
+
+def pack_moments(moments: Moments | None) -> Array | None:
+    """Moments as one array, for the wire."""
+    if moments is None:
+        return None
+    first = (
+        []
+        if moments.first_mean is None or moments.first_covariance is None
+        else [
+            moments.first_mean,
+            moments.first_covariance.ravel(),
+        ]
+    )
+    return np.concatenate([[moments.mean, moments.scale], *first])
+
+
+def unpack_moments(packed: Array) -> Moments:
+    """The moments that were packed."""
+    if len(packed) == 2:
+        return Moments(*packed.tolist())
+    width = round((len(packed) - 2 + 0.25) ** 0.5 - 0.5)  # w + w² numbers
+    return Moments(*packed[:2].tolist(), packed[2 : 2 + width], packed[2 + width :].reshape(width, width))
+
+
+def perform(models: Models, order: Letter) -> Letter:
+    """Run one batch: {model, layer, items: [{spell, moments}]} with a wave for each item and the moments of some.
+
+    The answer has for each item an array, or [] and what was wrong with it.
+    """
+    speech, layer, items = models[order.fields["model"]], order.fields["layer"], order.fields["items"]
+    arrays = iter(order.arrays)
+    waves = [next(arrays) for _ in items]
+    moments = [unpack_moments(next(arrays)) if item["moments"] else None for item in items]
+    started = time.perf_counter()
+    outcomes = run(speech, layer, waves, moments, [item["spell"] for item in items])
+    fields = {
+        "errors": [outcome if isinstance(outcome, dict) else None for outcome in outcomes],
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "device_bytes": speech.device_bytes(),
+    }
+    return Letter(fields, [np.zeros(0) if isinstance(outcome, dict) else outcome for outcome in outcomes])
+
+
+def run(
+    speech: Speech,
+    layer: int | Sequence[float],
+    waves: Sequence[Array],
+    moments: Sequence[Moments | None],
+    spell: Sequence[bool],
+) -> list[Array | dict[str, str]]:
+    """Frames, or units where `spell` says so, of each wave. Where a batch fails, each of its waves is tried alone."""
+    try:
+        frames = speech.embed(waves, layer, moments)
+        outcomes: list[Array | dict[str, str]] = []
+        for part, spelled in zip(frames, spell, strict=True):
+            if not np.isfinite(part).all():
+                raise ValueError("audio: found frames that are not finite, wanted finite ones: scale it to -1 … 1")
+            outcomes.append(speech.codebook.assign(part) if spelled and speech.codebook else part)
+        return outcomes
+    except Exception as error:  # whatever it is, it is this batch's alone
+        if len(waves) == 1:
+            kind = "bad_audio" if isinstance(error, ValueError) else "internal"
+            return [{"kind": kind, "message": f"{'' if kind == 'bad_audio' else type(error).__name__ + ': '}{error}"}]
+    return [
+        run(speech, layer, [wave], [moment], [spelled])[0]
+        for wave, moment, spelled in zip(waves, moments, spell, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main()
