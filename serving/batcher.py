@@ -109,7 +109,7 @@ class Replica(Protocol):
 
 
 class Batcher:
-    """The queue. `supply()` makes a replica anew wherever one was lost.
+    """The queue, and a server for each replica.
 
     The next request to be served is the one with the least of arrival + PATIENCE × its own service time, so short ones
     pass long ones, but not for ever; one whose deadline comes near is served before that.
@@ -124,11 +124,12 @@ class Batcher:
         self.pace = 1e9
         """Operations one replica does in a second, smoothed."""
         self._running = 0.0  # operations in the replicas' hands
+        self._num_free = 0  # replicas that have none
         self._idle: deque[asyncio.Future[None]] = deque()
         self._servers: list[asyncio.Task[None]] = []
 
     def start(self, replicas: Sequence[Replica], supply: Callable[[Replica], Awaitable[Replica]]) -> None:
-        """Begin to work with these, in the running event loop."""
+        """Begin to work with these, in the running event loop; `supply` makes another in the place of a lost one."""
         self._servers = [asyncio.create_task(self._serve(replica, supply)) for replica in replicas]
 
     # ------------------------------------------------------------------------------------------------ admission
@@ -152,7 +153,8 @@ class Batcher:
             item.ticket = ticket
         rank = self._rank(ticket)
         ahead = sum(item.operations for item in self.waiting if self._rank(item.ticket) <= rank)
-        wait = self._wait_for(ahead + ticket.operations)
+        own = max(ticket.operations / max(1, len(self._servers)), *(item.operations for item in items), 0.0)
+        wait = self._wait_for(ahead) + own / self.pace
         if now + wait > deadline:
             raise FullError(
                 f"queue: found {wait:.1f} s until this would be done, wanted at most {deadline - now:.1f} s",
@@ -176,7 +178,9 @@ class Batcher:
 
     def _rank(self, ticket: Ticket) -> float:
         service = ticket.operations / self.pace
-        return min(ticket.arrived + PATIENCE * service, ticket.deadline - 2 * service)
+        allowed = ticket.deadline - ticket.arrived
+        latest = ticket.deadline - min(1.5 * service / max(1, len(self._servers)), allowed / 2)
+        return min(ticket.arrived + PATIENCE * service, latest)
 
     # -------------------------------------------------------------------------------------------------- closing
 
@@ -208,12 +212,14 @@ class Batcher:
 
     async def _serve(self, replica: Replica, supply: Callable[[Replica], Awaitable[Replica]]) -> None:
         while True:
+            self._num_free += 1
             while not (batch := self._choose()):
                 if self.draining:
                     return
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)
                 await idle
+            self._num_free -= 1
             operations = sum(item.operations for item in batch)
             self._running += operations
             try:
@@ -257,9 +263,11 @@ class Batcher:
             return []
         ranks = {item: self._rank(item.ticket) for item in self.waiting}
         first = min(self.waiting, key=ranks.__getitem__)
-        alike = [item for item in self.waiting if item.key == first.key and item is not first]
+        # What a replica was lost over goes alone.
+        alike = [item for item in self.waiting if item.key == first.key and not item.attempts and item is not first]
+        alike = [] if first.attempts else alike
         # Where other replicas have nothing to do, each is left its share.
-        share = (sum(item.operations for item in alike) + first.operations) / (1 + len(self._idle))
+        share = (sum(item.operations for item in alike) + first.operations) / self._num_free
         room = min(share, BATCH_SECONDS * self.pace) - first.operations
         seconds = self.max_batch_seconds * SAMPLE_RATE - len(first.wave)
         batch = [first]
