@@ -71,9 +71,20 @@ class Cut:
 
 
 LONG = Cut(step=1000, before=250, after=250, whole=num_frames(30 * SAMPLE_RATE))
-"""For recordings that are there as a whole: 20 s with 5 s of context on both sides; up to 30 s in one piece."""
+"""For recordings that are there as a whole: 20 s with 5 s of context on both sides; up to 30 s in one piece.
+
+Beyond, frames differ from those of one pass over all by 1 to 3 % of their spread and units agree for 98 to 99 % (tiny
+encoders, real speech of 2 minutes), by 14 % and for 93 % where attention reaches far (the demo), and as much in the
+middle of a window as at its borders, from 1 s of context on: it is attention that sees less. Units tell as much about
+phones as those of one pass. benchmarks/windows.py long.
+"""
 STREAM = Cut(step=16, before=200, after=24)
-"""For speech as it is spoken: 0.32 s at a time, 0.48 s later, after 4 s of what came before."""
+"""For speech as it is spoken: 0.32 s at a time, 0.48 s later, after 4 s of what came before.
+
+Costs about 12 times the computing of one pass over all. Of the demo's units 78 % agree with those of one pass, 67 % in
+the first 2 s and 81 % after 10 s, for its codebook is centred and the mean is learnt on the way; with less context or
+look-ahead fewer agree, with more hardly more. benchmarks/windows.py stream.
+"""
 
 
 class Listener:
