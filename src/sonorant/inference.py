@@ -32,6 +32,7 @@ from sonorant.data.windows import LONG, STREAM, Cut, Listener, Window
 from sonorant.models.codebook import Codebook, Speller
 from sonorant.models.encoder import Encoder, num_operations
 from sonorant.models.huggingface import from_transformers, load_encoder
+from sonorant.models.reduced import at_precision
 from sonorant.models.stem import FirstMoments
 
 __all__ = [
@@ -248,14 +249,16 @@ def batches_of(waves: Sequence[Wave], seconds: float = BATCH_SECONDS) -> Iterato
 
 
 def load(folder: Path, precision: str = "float32", device: str = "cpu") -> Speech:
-    """The model that `sonorant publish` wrote; ValueError where the folder holds none."""
-    if precision != "float32":
-        raise ValueError(f"precision: found {precision}, wanted float32: choose it")
+    """The model that `sonorant publish` wrote, its encoder at a precision of `models.reduced`.
+
+    Raises ValueError where the folder holds none or there is no such precision.
+    """
     encoder, about = load_encoder(folder)
     if "layer" not in about:
         raise ValueError(f"model {folder}: found an encoder without a layer, wanted a model: run `sonorant publish`")
     codebook = Codebook.load(folder / "codebook.safetensors")
-    return Speech(encoder.to(device), about["layer"], codebook, about, digest_of(folder))
+    encoder = at_precision(encoder, precision).to(device)
+    return Speech(encoder, about["layer"], codebook, about, digest_of(folder))
 
 
 def digest_of(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ distances.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Layer(nn.Module):
             config.attention_dropout,
             config.ffn_dropout,
         )
+        self.mix: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor] = F.scaled_dot_product_attention
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.attention_out = nn.Linear(config.dim, config.dim)
         self.attention_norm = nn.LayerNorm(config.dim)
@@ -72,7 +74,7 @@ class Layer(nn.Module):
                 gate_BHT1 = gates_FH[rows].view(batch, -1, self.num_heads, 1).transpose(1, 2)
                 mask = (gate_BHT1 * toeplitz(bias_HN, q.shape[2])).to(q.dtype)
                 k, v = k.flip(2), v.flip(2)
-            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+            mixed = self.mix(q, k, v, mask, dropout)
             return mixed.transpose(1, 2).reshape(-1, width)
 
         if frames.is_uniform:

@@ -26,6 +26,8 @@ LEVELS = len(STEM_KERNELS)
 NORM_EPS = 1e-5
 CPU_CHUNK_FRAMES = 64
 """Frames that go through all convolutions at once: measured (LOG.md)."""
+CPU_HALF_CHUNK_FRAMES = 128
+"""The same in bfloat16, which takes half the room and half the time: likewise."""
 CHUNK_FRAMES = 4_096
 """The same elsewhere, where only memory counts."""
 
@@ -56,7 +58,7 @@ class Stem(nn.Module):
         A norm over time goes by an utterance's own moments, or by those given for it.
         """
         device = waves_N.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weights[0].dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weights[-1].dtype
         starts = np.cumsum([0, *(-(-n // HOP_SAMPLES) for n in num_samples)])[:-1].tolist()
         with torch.autocast(device, enabled=False):
             taps = [weight.permute(2, 1, 0).flatten(0, 1) for weight in self.weights]
@@ -74,10 +76,11 @@ class Stem(nn.Module):
                 first_UKO = torch.cat([taps[0], bias[None]])[None]
                 places = [(0, len(waves_N))]
                 norms = [part for norm in self.norms for part in norm.parameters()]
+            chunk_frames = CPU_HALF_CHUNK_FRAMES if dtype == torch.bfloat16 else CPU_CHUNK_FRAMES
             plan = Plan(
                 [slice(start // STEM_STRIDES[0], first_rows(start + count)) for start, count in places],
                 max(0, (len(waves_N) - WINDOW_SAMPLES) // HOP_SAMPLES + 1),
-                CPU_CHUNK_FRAMES if device == "cpu" else CHUNK_FRAMES,
+                chunk_frames if device == "cpu" else CHUNK_FRAMES,
                 bool(len(self.biases)),
                 self.checkpointing,
             )
