@@ -10,14 +10,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
 
-from serving.app import create_app
-from serving.errors import describe_all
-from serving.service import Service
+from serving.process import Process, places
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.service import Service
 
 
 class Server(uvicorn.Server):
@@ -31,6 +33,10 @@ class Server(uvicorn.Server):
         """A signal to stop has come."""
         self.service.drain()
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: whether to stop."""
+        return await super().on_tick(counter) or bool(self.service.failure)
 
     async def startup(self, sockets: list[object] | None = None) -> None:
         """Listen, and heed SIGHUP."""
@@ -57,8 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         settings = Settings(**given)
     except ValidationError as error:
+        from serving.errors import describe_all
+
         sys.exit(f"settings: {describe_all(error.errors())}")
-    app = create_app(settings)
+    for folder in settings.model.values():
+        if not folder.is_dir():
+            sys.exit(f"model {folder}: found no folder, wanted what `sonorant publish` wrote: name it with --model")
+    processes = [Process(place) for place in places(settings.num_workers, settings.device)]
+    from serving.app import create_app  # while the processes load torch, not before
+
+    app = create_app(settings, processes=processes)
     service: Service = app.state.service
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = uvicorn.Config(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -15,6 +13,7 @@ from serving import operation, speech
 from serving.errors import use_envelope
 from serving.gate import Gate
 from serving.metrics import Metrics
+from serving.process import Process
 from serving.service import Service
 from serving.settings import Settings
 from sonorant.inference import Speech
@@ -22,15 +21,22 @@ from sonorant.inference import Speech
 log = logging.getLogger("serving")
 
 
-def create_app(settings: Settings | None = None, models: Mapping[str, Speech] | None = None) -> FastAPI:
-    """The server of the models that the settings name, in worker processes; or of `models`, in a thread of this one."""
+def create_app(
+    settings: Settings | None = None,
+    models: Mapping[str, Speech] | None = None,
+    processes: Sequence[Process] = (),
+) -> FastAPI:
+    """The server of the models that the settings name, in worker processes; or of `models`, in a thread of this one.
+
+    `processes` are worker processes that have been started already.
+    """
     settings = settings or Settings()
     metrics = Metrics()
-    service = Service(settings, metrics, models)
+    service = Service(settings, metrics, models, processes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(begin(service))]
+        tasks = [asyncio.create_task(service.start())]
         if settings.watch_seconds:
             tasks.append(asyncio.create_task(service.watch(settings.watch_seconds)))
         yield
@@ -55,13 +61,3 @@ def create_app(settings: Settings | None = None, models: Mapping[str, Speech] | 
     for routes in (speech.routes, operation.routes):
         app.include_router(routes)
     return app
-
-
-async def begin(service: Service) -> None:
-    """Make the service ready, or end the process in one line where it cannot be."""
-    try:
-        await service.start()
-    except ValueError as error:
-        service.failure = str(error)
-        log.error("%s", error)
-        os.kill(os.getpid(), signal.SIGTERM)

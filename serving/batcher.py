@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.wire import Array, Letter
+from serving.wire import Array, Letter, LostError
 from sonorant.inference import FRAME_MS, SAMPLE_RATE
 
 PATIENCE = 4.0
@@ -42,10 +42,6 @@ class ClosedError(Exception):
 
 class LateError(Exception):
     """The deadline came before the result."""
-
-
-class LostError(Exception):
-    """The replica is gone."""
 
 
 class WaveError(Exception):

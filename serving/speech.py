@@ -15,9 +15,9 @@ from pydantic_core import to_json
 
 from serving import schemas
 from serving.answers import NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
+from serving.cards import Card
 from serving.errors import ApiError, fault_of, shorten
 from serving.intake import REQUEST_BODY, Clip, Upload, read_uploads
-from serving.replica import Card
 from serving.requests import UsesService, admit
 from serving.service import Service, Wanted, Work
 from serving.wire import Array

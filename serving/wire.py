@@ -20,6 +20,10 @@ LENGTH = struct.Struct("<Q")
 Array = NDArray[Any]
 
 
+class LostError(Exception):
+    """The other side is gone."""
+
+
 class Letter(NamedTuple):
     """What is said, and the arrays that go with it."""
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from serving.app import create_app
 from serving.settings import Settings
-from sonorant.inference import Codebook
+from sonorant.config import EncoderConfig
 from sonorant.data.frames import HOP_SAMPLES, WINDOW_SAMPLES
+from sonorant.inference import Codebook
+from sonorant.models.encoder import Encoder
+from sonorant.models.huggingface import save_encoder
 
 Wave = NDArray[np.float32]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeSpeech:
@@ -40,7 +53,7 @@ class FakeSpeech:
         self.may_run = threading.Event()
         self.may_run.set()
 
-    def embed(self, waves: Sequence[Wave], layer: Any = None, moments: object = None) -> list[NDArray[np.float32]]:
+    def embed(self, waves: Sequence[Wave], layer: Any = None, _: object = None) -> list[NDArray[np.float32]]:
         self.may_run.wait()
         self.batches.append(len(waves))
         layer = self.layer if layer is None else layer
@@ -115,3 +128,92 @@ def encode() -> Encode:
         return file.getvalue()
 
     return encode
+
+
+def publish(folder: Path, seed: int = 0) -> Path:
+    """An untrained model of 3 layers × 32, published by hand."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    config = EncoderConfig(
+        stem_channels=16, dim=32, num_layers=3, num_heads=2, ffn_dim=64, position_groups=4, position_kernel=3
+    )
+    save_encoder(Encoder(config), folder, layer=2)
+    centroids = np.random.default_rng(seed).normal(size=(7, 32)).astype(np.float32)
+    Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(folder / "codebook.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `sonorant publish` writes it."""
+    return publish(tmp_path_factory.mktemp("artifacts") / "model")
+
+
+class RunningServer:
+    """`python -m serving` in a process of its own, on a free port."""
+
+    def __init__(self, model: Path | str, folder: Path, variables: Mapping[str, str]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self._log = folder / "server.log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serving", "--model", str(model), "--port", str(self.port)],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **variables},
+                stderr=log,
+                stdout=log,
+            )
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        while True:  # pytest's timeout ends it
+            assert self.process.poll() is None, self.log()
+            try:
+                if httpx.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def workers(self) -> list[int]:
+        """The processes that run the model."""
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> str:
+        """Stop it in order; what it wrote."""
+        self.signal(signal.SIGTERM)
+        # uvicorn shuts down in order, then ends by the signal it was sent.
+        assert self.process.wait(timeout=60) in (0, -signal.SIGTERM), self.log()
+        return self.log()
+
+
+RunServer = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def run_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunServer]:
+    """Starts servers, and ends those that are left. Keywords are environment variables."""
+    servers: list[RunningServer] = []
+
+    def start(model: Path | str, wait: bool = True, **variables: str) -> RunningServer:
+        server = RunningServer(model, tmp_path_factory.mktemp("server"), variables)
+        servers.append(server)
+        if wait:
+            server.wait()
+        return server
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.wait()

@@ -1,100 +1,214 @@
-"""The server as it is run: a process, a port, a model on disk, a signal."""
+"""The server as it is run: processes, a port, a model on disk, signals."""
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
+import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from serving.__main__ import main
-from sonorant.config import EncoderConfig
 from sonorant.inference import load, read_wave
-from sonorant.models.codebook import Codebook
-from sonorant.models.encoder import Encoder
-from sonorant.models.huggingface import save_encoder
+from tests.serving.conftest import RunServer, publish
 
-ROOT = Path(__file__).resolve().parents[2]
+WAV = {"Content-Type": "audio/wav"}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model of 3 layers × 32, published by hand."""
-    folder = tmp_path_factory.mktemp("artifacts") / "model"
-    folder.mkdir()
-    torch.manual_seed(0)
-    config = EncoderConfig(
-        stem_channels=16, dim=32, num_layers=3, num_heads=2, ffn_dim=64, position_groups=4, position_kernel=3
-    )
-    save_encoder(Encoder(config), folder, layer=2)
-    centroids = np.random.default_rng(0).normal(size=(7, 32)).astype(np.float32)
-    Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(folder / "codebook.safetensors")
-    return folder
-
-
-def test_serve_a_real_model_until_told_to_stop(model, wave, encode, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path / "log").open("w+")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "serving", "--model", str(model), "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        stderr=log,
-        stdout=log,
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            while True:  # pytest's timeout ends it
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                try:
-                    if client.get("/health/ready").status_code == 200:
-                        break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-            files = [("file", (f"{n}.wav", encode(wave[:n]))) for n in (24_000, 8_000, 400)]
-            waves = []
-            for _, (name, data) in files:
-                (tmp_path / name).write_bytes(data)
-                waves.append(read_wave(tmp_path / name, max_seconds=9))
-            embeddings = client.post("/v1/embeddings?layer=1", files=files).json()["results"]
-            units = client.post("/v1/units", files=files).json()["results"]
-            speech = load(model)
-            for result, expected in zip(embeddings, speech.embed(waves, layer=1), strict=True):
-                # Both pack the same three waves and run the same kernels, up to the number of threads.
-                np.testing.assert_allclose(result["embedding"], expected, atol=1e-5)
-            assert [result["units"] for result in units] == [tokens.tolist() for tokens in speech.units(waves)]
-            alone = client.post("/v1/units", content=files[1][1][1], headers={"Content-Type": "audio/wav"}).json()
-            assert alone["results"][0]["units"] == units[1]["units"]
-            assert client.get("/v1/models").json()["models"][0]["about"]["layer"] == 2
-        server.send_signal(signal.SIGTERM)
-        # uvicorn shuts down in order, then ends by the signal it was sent.
-        assert server.wait(timeout=30) in (0, -signal.SIGTERM)
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
-    lines = (tmp_path / "log").read_text()
-    assert "POST /v1/embeddings 200" in lines
+def test_serve_a_real_model_until_told_to_stop(model, wave, encode, tmp_path, run_server: RunServer):
+    server = run_server(model)
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        files = [("file", (f"{n}.wav", encode(wave[:n]))) for n in (24_000, 8_000, 400)]
+        waves = []
+        for _, (name, data) in files:
+            (tmp_path / name).write_bytes(data)
+            waves.append(read_wave(tmp_path / name, max_seconds=9))
+        embeddings = client.post("/v1/embeddings?layer=1", files=files).json()["results"]
+        units = client.post("/v1/units", files=files).json()["results"]
+        speech = load(model)
+        for result, expected in zip(embeddings, speech.embed(waves, layer=1), strict=True):
+            # The same kernels on other batches: float32 sums in another order.
+            np.testing.assert_allclose(result["embedding"], expected, atol=1e-5)
+        assert [result["units"] for result in units] == [tokens.tolist() for tokens in speech.units(waves)]
+        alone = client.post("/v1/units", content=files[1][1][1], headers=WAV).json()
+        assert alone["results"][0]["units"] == units[1]["units"]
+        assert client.get("/v1/models").json()["models"][0]["layer"] == 2
+    lines = server.stop()
+    assert "/v1/embeddings" in lines
     assert "Traceback" not in lines
+
+
+def test_a_long_recording_equals_its_windows_heard_offline(model, encode, run_server: RunServer):
+    """75 s go through in windows, on whatever worker is free; frames, units and a stretch of them."""
+    rng = np.random.default_rng(1)
+    long = (rng.normal(0, 0.1, 75 * 16_000) * (1 + np.sin(np.arange(75 * 16_000) / 9_000))).astype(np.float32)
+    body = encode(long, subtype="FLOAT")
+    server = run_server(model)
+    speech = load(model)
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        units = client.post("/v1/units", content=body, headers=WAV).json()["results"][0]["units"]
+        # Windows of one recording may share a batch: the last digit differs, and with it a unit between two centroids.
+        agreement = np.mean(np.array(units) == speech.units_long(long))
+        assert agreement > 0.999
+        answer = client.post("/v1/embeddings", content=body, headers={**WAV, "Accept": "application/x-npy"})
+        (Path(server.folder) / "a.npy").write_bytes(answer.content)
+        frames = np.load(Path(server.folder) / "a.npy")
+        np.testing.assert_allclose(frames, speech.embed_long(long), atol=1e-5)
+        part = client.post("/v1/units?start=40.5&end=41", content=body, headers=WAV).json()["results"][0]
+        first = part["start_ms"] // 20
+        assert part["num_frames"] == 25
+        assert part["units"] == units[first : first + 25]
+        assert 40.5 <= first * 0.02 + 0.0125 < 40.52
+
+
+def test_a_killed_worker_fails_no_request(model, wave, encode, run_server: RunServer):
+    server = run_server(model)
+    body = encode(wave)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+            async def ask() -> int:
+                return (await client.post("/v1/units", content=body, headers=WAV)).status_code
+
+            for _ in range(3):
+                tasks = [asyncio.create_task(ask()) for _ in range(40)]
+                await asyncio.sleep(0.05)
+                os.kill(server.workers()[0], signal.SIGKILL)
+                assert await asyncio.gather(*tasks) == [200] * 40
+            metrics = (await client.get("/metrics")).text
+            assert "sonorant_workers_lost_total 3.0" in metrics
+
+    asyncio.run(run())
+    assert "another is started" in server.stop()
+
+
+def test_reload_under_load_fails_no_request(model, wave, encode, tmp_path, run_server: RunServer):
+    """The folder is replaced by another model's, and by a broken one, while requests come without a pause."""
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    other = publish(tmp_path / "other", seed=1)
+    speeches = [load(model), load(other)]
+    body = encode(wave)
+    expected = [speech.units([read_wave_of(body)])[0].tolist() for speech in speeches]
+    assert expected[0] != expected[1]
+    server = run_server(folder)
+    found: list[list[int]] = []
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            over = asyncio.Event()
+
+            async def keep_asking() -> None:
+                while not over.is_set():
+                    answer = await client.post("/v1/units", content=body, headers=WAV)
+                    assert answer.status_code == 200, answer.text
+                    found.append(answer.json()["results"][0]["units"])
+
+            askers = [asyncio.create_task(keep_asking()) for _ in range(6)]
+            for what, outcome in ((other, "done"), (None, "failed"), (model, "done")):
+                if what is None:
+                    (folder / "model.safetensors").write_bytes(b"broken")
+                else:
+                    replace_folder(folder, what)
+                before = await reloads(client, outcome)
+                server.signal(signal.SIGHUP)
+                while await reloads(client, outcome) == before:  # pytest's timeout ends it
+                    await asyncio.sleep(0.05)
+                if what is other:
+                    while not found or found[-1] != expected[1]:
+                        await asyncio.sleep(0.01)
+            while found[-1] != expected[0]:
+                await asyncio.sleep(0.01)
+            over.set()
+            await asyncio.gather(*askers)
+
+    asyncio.run(run())
+    assert {tuple(units) for units in found} == {tuple(units) for units in expected}
+    assert "the models loaded before stay" in server.stop()
+
+
+def test_a_watched_folder_is_loaded_anew(model, wave, encode, tmp_path, run_server: RunServer):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    server = run_server(folder, SONORANT_SERVE_WATCH_SECONDS="0.1")
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        replace_folder(folder, publish(tmp_path / "other", seed=1))
+        while 'outcome="done"} 1.0' not in client.get("/metrics").text:  # pytest's timeout ends it
+            time.sleep(0.05)
+        [units] = load(folder).units([read_wave_of(encode(wave))])
+        assert (
+            client.post("/v1/units", content=encode(wave), headers=WAV).json()["results"][0]["units"] == units.tolist()
+        )
+
+
+def test_sigterm_under_load_answers_all_that_was_admitted(model, wave, encode, run_server: RunServer):
+    server = run_server(model)
+    body = encode(wave)
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+
+            async def ask() -> int:
+                return (await client.post("/v1/units", content=body, headers=WAV)).status_code
+
+            tasks = [asyncio.create_task(ask()) for _ in range(60)]
+            while (await client.get("/metrics")).text.count("sonorant_queue_depth 0.0"):
+                await asyncio.sleep(0.001)
+            server.signal(signal.SIGTERM)
+            return await asyncio.gather(*tasks)
+
+    # What had been admitted is answered; what came too late is told so.
+    statuses = asyncio.run(run())
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) > 0
+    server.stop()
+
+
+def test_nothing_is_left_running(model, run_server: RunServer):
+    """The workers end with the server, however it ends."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        server = run_server(model)
+        workers = server.workers()
+        assert workers
+        server.signal(number)
+        server.process.wait(timeout=30)
+        deadline = time.monotonic() + 10
+        while any(alive(pid) for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_two_models_in_one_server(model, wave, encode, tmp_path, run_server: RunServer):
+    other = publish(tmp_path / "other", seed=1)
+    server = run_server(f"first={model},second={other}")
+    body = encode(wave)
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        assert [m["id"] for m in client.get("/v1/models").json()["models"]] == ["first", "second"]
+        for name, folder in (("first", model), ("second", other)):
+            answer = client.post(f"/v1/units?model={name}", content=body, headers=WAV).json()
+            assert answer["model"] == name
+            assert answer["results"][0]["units"] == load(folder).units([read_wave_of(body)])[0].tolist()
+        missing = client.post("/v1/units?model=third", content=body, headers=WAV)
+        assert missing.status_code == 404
+        assert "'third', wanted one of first, second" in missing.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "variables", "words"),
     [
         (["--model", "nowhere"], {}, ["nowhere", "sonorant publish"]),
+        (["--model", "a=x,a=y"], {}, ["settings: model", "two models named a"]),
         (["--port", "99999"], {}, ["settings: port: found 99999", "65535"]),
         ([], {"SONORANT_SERVE_MAX_FILE_SECONDS": "soon"}, ["max_file_seconds: found 'soon'"]),
-        ([], {"SONORANT_SERVE_MAX_QUEUE_SECONDS": "5"}, ["max_file_seconds 60 above max_queue_seconds 5"]),
+        ([], {"SONORANT_SERVE_MAX_QUEUE_SECONDS": "5"}, ["max_file_seconds 600 above max_queue_seconds 5"]),
     ],
 )
 def test_a_wrong_start_is_one_line(arguments, variables, words, monkeypatch):
@@ -105,3 +219,29 @@ def test_a_wrong_start_is_one_line(arguments, variables, words, monkeypatch):
     message = stop.value.code  # a string: written to stderr, exit status 1
     assert len(message.splitlines()) == 1, message
     assert all(word in message for word in words), message
+
+
+def test_a_folder_that_holds_no_model_is_one_line(tmp_path, run_server: RunServer):
+    server = run_server(tmp_path, wait=False)
+    assert server.process.wait(timeout=60) == 1
+    assert server.log().splitlines()[-1].startswith(f"model {tmp_path}: found no readable config.json")
+    assert "Traceback" not in server.log()
+
+
+def read_wave_of(body: bytes) -> np.ndarray:
+    return read_wave(io.BytesIO(body))
+
+
+def replace_folder(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+async def reloads(client: httpx.AsyncClient, outcome: str) -> str:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return next((line for line in lines if line.startswith(f'sonorant_reloads_total{{outcome="{outcome}"}}')), "")
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
