@@ -1,14 +1,14 @@
-"""`python -m serving --model artifacts/model --host 127.0.0.1 --port 8000`"""
+"""`python -m serving --model artifacts/model --host 127.0.0.1 --port 8000`, or `python -m serving key NAME`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import math
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,16 @@ from serving.process import Process, places
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from serving.keys import Keys
     from serving.service import Service
 
 
 class Server(uvicorn.Server):
     """Stops admitting work the moment it is told to stop; what was admitted is still answered. SIGHUP reloads."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, keys: Keys) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self.keys = service, keys
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal to stop has come."""
@@ -44,6 +45,7 @@ class Server(uvicorn.Server):
         tasks: set[asyncio.Task[bool]] = set()
 
         def reload() -> None:
+            self.keys.reload()
             task = asyncio.get_running_loop().create_task(self.service.reload())
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -52,13 +54,21 @@ class Server(uvicorn.Server):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until told to stop; a fault in the settings or the model is one line and exit status 1."""
+    """Serve until told to stop; a fault in the settings, the keys or the model is one line and exit status 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["key"]:
+        from serving.keys import make_key
+
+        make_key(arguments[1:])
+        return
     parser = argparse.ArgumentParser("python -m serving", description="Serve a published model over HTTP.")
     parser.add_argument("--model", help="what `sonorant publish` wrote: PATH or NAME=PATH,… [artifacts/model]")
     parser.add_argument("--host", help="[127.0.0.1]")
     parser.add_argument("--port", type=int, help="[8000]")
     parser.add_argument("--num-workers", type=int, help="processes that run the model [one a core]")
     parser.add_argument("--precision", help="[float32]")
+    parser.add_argument("--keys-file", help="API keys, made by `python -m serving key NAME` [open to all]")
+    parser.add_argument("--log-format", help="json or text [text on a terminal, else json]")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         settings = Settings(**given)
@@ -69,22 +79,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in settings.model.values():
         if not folder.is_dir():
             sys.exit(f"model {folder}: found no folder, wanted what `sonorant publish` wrote: name it with --model")
+    if settings.keys_file is not None:
+        from serving.keys import read
+
+        try:
+            read(settings.keys_file)
+        except ValueError as error:
+            sys.exit(str(error))
     processes = [Process(place) for place in places(settings.num_workers, settings.device)]
     from serving.app import create_app  # while the processes load torch, not before
+    from serving.logs import start_log
+    from serving.protocol import HttpProtocol, WebSocketProtocol
 
     app = create_app(settings, processes=processes)
     service: Service = app.state.service
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    start_log(settings.log_format)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=partial(HttpProtocol, limits=settings),  # type: ignore[arg-type]
+        ws=partial(WebSocketProtocol, limits=settings),  # type: ignore[arg-type]
         access_log=False,  # the gate writes a line with the request's id
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
     )
-    Server(config, service).run()
+    Server(config, service, app.state.keys).run()
     if service.failure:
         sys.exit(service.failure)
 

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from serving import operation, speech
+from serving import operation, pages, speech
 from serving.errors import use_envelope
 from serving.gate import Gate
+from serving.guard import Cors, Guard
+from serving.keys import Keys
 from serving.metrics import Metrics
 from serving.process import Process
 from serving.service import Service
@@ -28,17 +30,19 @@ def create_app(
 ) -> FastAPI:
     """The server of the models that the settings name, in worker processes; or of `models`, in a thread of this one.
 
-    `processes` are worker processes that have been started already.
+    `processes` are worker processes that have been started already. Raises ValueError where the keys' file is broken.
     """
     settings = settings or Settings()
     metrics = Metrics()
     service = Service(settings, metrics, models, processes)
+    keys = Keys(settings.keys_file)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(service.start())]
         if settings.watch_seconds:
             tasks.append(asyncio.create_task(service.watch(settings.watch_seconds)))
+            tasks.append(asyncio.create_task(keys.watch(settings.watch_seconds)))
         yield
         for task in tasks:
             task.cancel()
@@ -55,9 +59,12 @@ def create_app(
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.service = service
+    app.state.service, app.state.keys = service, keys
     use_envelope(app)
+    app.add_middleware(Guard, settings=settings, keys=keys)  # the last one added is the first one passed
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
-    for routes in (speech.routes, operation.routes):
+    for routes in (speech.routes, operation.routes, pages.make_routes()):
         app.include_router(routes)
     return app

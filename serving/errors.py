@@ -76,6 +76,8 @@ def describe(fault: Mapping[str, Any]) -> str:
         return f"{field}: found an unknown option, wanted one that /openapi.json lists: remove or respell it"
     if fault["type"] == "missing":
         return f"{field}: found nothing, wanted a value: add it"
+    if fault["type"] == "value_error":  # ours: says all of it
+        return f"{field}: {fault['ctx']['error']}".removeprefix(": ")
     wanted = fault["msg"].replace("Input should be ", "")
     return f"{field}: found {shorten(fault['input'])}, wanted {wanted}"
 

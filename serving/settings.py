@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:\d{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:\d{1,5})?")
 Bytes = Annotated[int, Field(ge=1)]
 
 
@@ -37,6 +38,17 @@ class Settings(BaseSettings):
         float, Field(ge=0, allow_inf_nan=False, description="how often to look for a new model; 0: only on SIGHUP")
     ] = 0
 
+    keys_file: Annotated[Path | None, Field(description="the API keys, see serving/keys.py")] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="of the sites whose pages may use this server: https://a.org,https://b.org:8443"),
+    ] = ()
+    log_format: Annotated[
+        Literal["json", "text"] | None, Field(description="default: text where stderr is a terminal, else json")
+    ] = None
+
+    max_head_bytes: Annotated[Bytes, Field(description="of one request's address and headers")] = 32 * 2**10
     max_body_bytes: Annotated[Bytes, Field(description="of one request")] = 32 * 2**20
     max_buffered_bytes: Annotated[Bytes, Field(description="of all requests in hand")] = 256 * 2**20
     max_files: Annotated[int, Field(ge=1, description="in one multipart request")] = 64
@@ -45,6 +57,7 @@ class Settings(BaseSettings):
     max_queue_seconds: Annotated[Seconds, Field(description="audio admitted and not yet answered")] = 1200
     num_decoders: Annotated[int, Field(ge=1, description="files decoded at once")] = 2
     request_seconds: Annotated[Seconds, Field(description="from a request's head to its result")] = 60
+    head_seconds: Annotated[Seconds, Field(description="for a request's address and headers to arrive")] = 10
     body_seconds: Annotated[Seconds, Field(description="for a request's body to arrive")] = 30
     send_seconds: Annotated[Seconds, Field(description="for a client to take a piece of its answer")] = 30
     drain_seconds: Annotated[Seconds, Field(description="to finish admitted work before exit")] = 30
@@ -65,6 +78,16 @@ class Settings(BaseSettings):
                 raise ValueError(f"found two models named {name}, wanted different names: write NAME=PATH")
             models[name] = folder
         return models
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _list_origins(cls, given: Any) -> Any:
+        origins = given.split(",") if isinstance(given, str) else given
+        origins = tuple(origin.strip() for origin in origins if origin.strip())
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"found the origin {origin!r}, wanted SCHEME://HOST or SCHEME://HOST:PORT: name each")
+        return origins
 
     @model_validator(mode="after")
     def _admits_what_it_accepts(self) -> Self:
