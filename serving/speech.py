@@ -61,6 +61,7 @@ async def embeddings(
 ) -> Response:
     """One vector for every frame of the audio, or one for all of it."""
     card = find_card(service, options.model)
+    request.state.visit.allow(card.name)
     if options.pooling not in card.poolings:
         wanted = " or ".join(card.poolings)
         raise ApiError(422, "invalid_option", f"query pooling: found {options.pooling}, wanted {wanted}: model's own")
@@ -93,6 +94,7 @@ async def embeddings(
 async def units(request: Request, service: UsesService, options: Annotated[schemas.UnitOptions, Query()]) -> Response:
     """One unit token for every frame of the audio, or each run of equal units once."""
     card = find_card(service, options.model)
+    request.state.visit.allow(card.name)
     if not card.num_units:
         raise ApiError(422, "invalid_option", f"model {card.name}: found no codebook, wanted one to make units")
 
@@ -108,9 +110,10 @@ async def units(request: Request, service: UsesService, options: Annotated[schem
 
 
 @routes.get("/v1/models", response_model=schemas.Models, responses={k: ERRORS[k] for k in (401, 429, 503)})
-async def models(service: UsesService) -> Response:
+async def models(request: Request, service: UsesService) -> Response:
     """What is loaded, and where it comes from."""
-    described = [card.describe() for card in service.engine.cards.values()]
+    cards = service.engine.cards.values()
+    described = [card.describe() for card in cards if request.state.visit.may_use(card.name)]
     return Response(to_json({"models": described}), media_type="application/json")
 
 
