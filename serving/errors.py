@@ -93,6 +93,8 @@ def use_envelope(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _(request: Request, error: ApiError) -> Response:
+        if request.scope["type"] == "websocket":
+            raise error  # the guard knows whether it has been accepted
         return envelope(request.scope, error)
 
     @app.exception_handler(RequestValidationError)
