@@ -64,7 +64,10 @@ class Metrics:
         self.reloads = Counter(
             "sonorant_reloads", "Times the models were loaded anew.", ("outcome",), registry=registry
         )
+        for outcome in ("done", "failed"):  # so that the first one is an increase
+            self.reloads.labels(outcome)
         self.workers_lost = Counter("sonorant_workers_lost", "Processes that ended unasked.", registry=registry)
+        self._peak_bytes = 0
         self.worker_bytes = Gauge(
             "sonorant_worker_peak_bytes", "Largest memory of any worker process so far.", registry=registry
         )
@@ -78,7 +81,8 @@ class Metrics:
         self.padding.inc(batch.padding_seconds)
         for seconds in batch.queue:
             self.queue_time.observe(seconds)
-        self.worker_bytes.set(batch.fields["peak_bytes"])
+        self._peak_bytes = max(self._peak_bytes, batch.fields["peak_bytes"])
+        self.worker_bytes.set(self._peak_bytes)
         self.device_bytes.set(batch.fields["device_bytes"])
 
     def show_models(self, cards: Iterable[Card]) -> None:
