@@ -17,7 +17,7 @@ import pytest
 
 from serving.__main__ import main
 from sonorant.inference import load, read_wave
-from tests.serving.conftest import RunServer, publish
+from tests.serving.conftest import ROOT, RunServer, publish
 
 WAV = {"Content-Type": "audio/wav"}
 
@@ -199,6 +199,36 @@ def test_two_models_in_one_server(model, wave, encode, tmp_path, run_server: Run
         missing = client.post("/v1/units?model=third", content=body, headers=WAV)
         assert missing.status_code == 404
         assert "'third', wanted one of first, second" in missing.json()["error"]["message"]
+
+
+WRITES = """
+import os, sys
+def refuse(event, arguments):
+    if event == "open":
+        path, mode, flags = arguments
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes and str(path) not in ("/dev/null", "/dev/tty") and not str(path).endswith(".pyc"):
+            sys.stderr.write(f"WRITES {path}\\n")
+    elif event in ("os.mkdir", "os.rename", "os.remove", "tempfile.mkstemp", "tempfile.mkdtemp"):
+        sys.stderr.write(f"WRITES {event} {arguments}\\n")
+sys.addaudithook(refuse)
+"""
+
+
+def test_nothing_is_written_to_disk(model, wave, encode, tmp_path, run_server: RunServer):
+    """Neither by the server nor by its workers: they run on a read-only file system."""
+    (tmp_path / "sitecustomize.py").write_text(WRITES)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    server = run_server(model, PYTHONPATH=paths, PYTHONDONTWRITEBYTECODE="1")
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        files = [("file", (f"{i}.wav", encode(np.tile(wave, 20)))) for i in range(4)]
+        for accept in ("application/json", "application/x-ndjson", "application/safetensors"):
+            assert client.post("/v1/embeddings", files=files, headers={"Accept": accept}).status_code == 200
+        os.kill(server.workers()[0], signal.SIGKILL)
+        assert client.post("/v1/units", files=files).status_code == 200
+    server.signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert "WRITES" not in server.stop()
 
 
 @pytest.mark.parametrize(
