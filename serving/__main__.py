@@ -19,6 +19,8 @@ from serving.process import Process, places
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from serving.keys import Keys
     from serving.service import Service
 
@@ -88,11 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(str(error))
     processes = [Process(place) for place in places(settings.num_workers, settings.device)]
     from serving.app import create_app  # while the processes load torch, not before
+
+    serve(create_app(settings, processes=processes), settings)
+
+
+def serve(app: FastAPI, settings: Settings) -> None:
+    """Serve what `create_app` made until told to stop."""
     from serving.logs import start_log
     from serving.protocol import HttpProtocol, WebSocketProtocol
 
-    app = create_app(settings, processes=processes)
-    service: Service = app.state.service
     start_log(settings.log_format)
     config = uvicorn.Config(
         app,
@@ -105,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
     )
+    service: Service = app.state.service
     Server(config, service, app.state.keys).run()
     if service.failure:
         sys.exit(service.failure)

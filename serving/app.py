@@ -18,6 +18,7 @@ from serving.metrics import Metrics
 from serving.process import Process
 from serving.service import Service
 from serving.settings import Settings
+from serving.tracing import Traced
 from sonorant.inference import Speech
 
 log = logging.getLogger("serving")
@@ -30,7 +31,8 @@ def create_app(
 ) -> FastAPI:
     """The server of the models that the settings name, in worker processes; or of `models`, in a thread of this one.
 
-    `processes` are worker processes that have been started already. Raises ValueError where the keys' file is broken.
+    `processes` are worker processes that have been started already. Raises ValueError where the keys' file is broken
+    or traces are asked for that cannot be made.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -61,6 +63,8 @@ def create_app(
     )
     app.state.service, app.state.keys = service, keys
     use_envelope(app)
+    if service.tracing is not None:
+        app.add_middleware(Traced, tracing=service.tracing)
     app.add_middleware(Guard, settings=settings, keys=keys)  # the last one added is the first one passed
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)

@@ -72,6 +72,8 @@ class Item:
     ticket: Ticket = field(init=False)
     result: asyncio.Future[Array] = field(init=False)
     attempts: int = 0
+    started: float | None = None
+    finished: float | None = None
 
 
 @dataclass(eq=False)
@@ -232,6 +234,8 @@ class Batcher:
 
     async def _run(self, replica: Replica, batch: list[Item], operations: float) -> None:
         started = time.monotonic()
+        for item in batch:
+            item.started = started
         try:
             async with asyncio.timeout(HANG_SECONDS + HANG_FACTOR * operations / self.pace):
                 answer = await replica.run(order_of(batch))
@@ -245,7 +249,9 @@ class Batcher:
         seconds = answer.fields["seconds"]
         self.pace += 0.2 * (operations / max(seconds, 1e-6) - self.pace)
         self.observe(Batch.of(batch, started, answer.fields))
+        finished = time.monotonic()
         for item, array, error in zip(batch, answer.arrays, answer.fields["errors"], strict=True):
+            item.finished = finished
             settle(item, array if error is None else WaveError(error["kind"], error["message"]))
 
     def _choose(self) -> list[Item]:

@@ -34,6 +34,8 @@ async def admit(request: Request, service: Service, wanted: Wanted, clips: Seque
     visit.charge(sum(clip.seconds for clip in clips))
     ticket, works = service.submit(wanted, clips, visit.deadline)
     visit.exit.enter_context(ticket)
+    if service.tracing is not None:
+        visit.exit.callback(service.tracing.record, ticket, service.tracing.here())
     service.metrics.audio_seconds.labels(request.scope["route"].path).inc(ticket.seconds)
     watch = asyncio.create_task(leave_with_the_client(request, ticket))
     visit.exit.callback(watch.cancel)

@@ -17,6 +17,7 @@ from serving.intake import Clip, Decoder
 from serving.metrics import Metrics
 from serving.process import Process
 from serving.settings import Settings
+from serving.tracing import Tracing
 from sonorant.inference import Speech
 
 log = logging.getLogger("serving")
@@ -35,6 +36,7 @@ class Service:
         self.settings, self.metrics = settings, metrics
         self._models, self._processes = models, processes
         self.decoder = Decoder(settings)
+        self.tracing = Tracing() if settings.tracing else None
         self.failure = ""
         """Why the models could not be loaded at the start."""
         self._engine: Engine | None = None
@@ -116,6 +118,8 @@ class Service:
             for task in self._retiring:
                 task.cancel()
             await asyncio.gather(*self._retiring, return_exceptions=True)
+        if self.tracing is not None:
+            await to_thread.run_sync(self.tracing.close)
 
     def submit(self, wanted: Wanted, clips: Sequence[Clip], deadline: float) -> tuple[Ticket, list[Work]]:
         """Admit all of the clips or none: ApiError 429, or 503 while draining."""

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     head_seconds: Annotated[Seconds, Field(description="for a request's address and headers to arrive")] = 10
     body_seconds: Annotated[Seconds, Field(description="for a request's body to arrive")] = 30
     send_seconds: Annotated[Seconds, Field(description="for a client to take a piece of its answer")] = 30
+    tracing: Annotated[bool, Field(description="send OpenTelemetry traces, as OTEL_… variables say where")] = False
     drain_seconds: Annotated[Seconds, Field(description="to finish admitted work before exit")] = 30
 
     @field_validator("model", mode="before")
