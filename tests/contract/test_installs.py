@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ["faiss", "lhotse", "matplotlib", "numba", "PIL", "rich", "scipy", "typer", "yaml", "dvc", "minio"]
 OTHERS = ["fastapi", "kfp", "kubernetes", "prometheus_client", "espeakng_loader", "sklearn", "transformers"]
 GPU_MACHINE_LACKS = [*TRAINING, "soundfile", "torchaudio", "fastapi", "kfp", "kubernetes", "prometheus_client"]
@@ -22,7 +24,7 @@ sys.meta_path.insert(0, Absent())
 
 def run_without(absent: list[str], source: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", BLOCK.replace("{absent}", repr(set(absent))) + source]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
 def test_the_base_install_is_enough_for_inference() -> None:
@@ -50,6 +52,23 @@ print(len(units))
     answer = run_without([*TRAINING, *OTHERS], source)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == "49"
+
+
+def test_the_serve_install_is_enough_for_the_server() -> None:
+    """Neither training nor Kubeflow nor DVC is needed to answer a request."""
+    source = """
+import sys
+sys.path.insert(0, ".")
+from serving.__main__ import main
+import serving.app, serving.worker
+from serving.settings import Settings
+serving.app.create_app(Settings())
+print("ready")
+"""
+    absent = [*TRAINING, "kfp", "kubernetes", "espeakng_loader", "sklearn", "transformers", "httpx", "pyarrow"]
+    answer = run_without([*absent, "pandas"], source)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "ready"
 
 
 @pytest.mark.parametrize("module", ["sonorant.models.encoder", "sonorant.tasks", "sonorant.training.engine"])
