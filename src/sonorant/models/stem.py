@@ -58,7 +58,7 @@ class Stem(nn.Module):
         A norm over time goes by an utterance's own moments, or by those given for it.
         """
         device = waves_N.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weights[-1].dtype
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         starts = np.cumsum([0, *(-(-n // HOP_SAMPLES) for n in num_samples)])[:-1].tolist()
         with torch.autocast(device, enabled=False):
             taps = [weight.permute(2, 1, 0).flatten(0, 1) for weight in self.weights]
@@ -76,7 +76,8 @@ class Stem(nn.Module):
                 first_UKO = torch.cat([taps[0], bias[None]])[None]
                 places = [(0, len(waves_N))]
                 norms = [part for norm in self.norms for part in norm.parameters()]
-            chunk_frames = CPU_HALF_CHUNK_FRAMES if dtype == torch.bfloat16 else CPU_CHUNK_FRAMES
+            halved = (cast or self.weights[-1].dtype) == torch.bfloat16
+            chunk_frames = CPU_HALF_CHUNK_FRAMES if halved else CPU_CHUNK_FRAMES
             plan = Plan(
                 [slice(start // STEM_STRIDES[0], first_rows(start + count)) for start, count in places],
                 max(0, (len(waves_N) - WINDOW_SAMPLES) // HOP_SAMPLES + 1),
@@ -84,9 +85,9 @@ class Stem(nn.Module):
                 bool(len(self.biases)),
                 self.checkpointing,
             )
-            biases = [*self.biases][1:]
-            tensors: list[Tensor] = [t.to(dtype) for t in (first_UKO, *taps[1:], *biases, *norms)]
-            waves_N = waves_N.to(dtype)
+            waves_N = waves_N.to(cast or self.weights[0].dtype)
+            others: list[Tensor] = [*taps[1:], *[*self.biases][1:], *norms]
+            tensors = [first_UKO.to(waves_N.dtype), *(t if cast is None else t.to(cast) for t in others)]
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (waves_N, *tensors)):
                 slots_FC: Tensor = Convolutions.apply(plan, waves_N, *tensors)  # type: ignore[no-untyped-call]
             else:
@@ -177,7 +178,10 @@ class Parts(NamedTuple):
 
 
 class Pass:
-    """One pass over a packed buffer, forth or back; its buffers serve one chunk after the other."""
+    """One pass over a packed buffer, forth or back; its buffers serve one chunk after the other.
+
+    Forth, taps may have fewer digits than waves and result: what lies between two convolutions has those of the second.
+    """
 
     def __init__(self, plan: Plan, waves_N: Tensor, tensors: Sequence[Tensor]) -> None:
         self.plan, self.waves_N, self.parts = plan, waves_N, Parts.of(tensors, plan.biased)
@@ -192,7 +196,7 @@ class Pass:
                 last = level == LEVELS - 1
                 after = found_FO[frames] if last else self._buffer("after", level, rows)
                 # Without a norm or a way back the non-linearity needs no second buffer.
-                here = kept is None and not self.parts.norms
+                here = kept is None and not self.parts.norms and after.dtype == self.parts.taps[level].dtype
                 before = after[: rows[level]] if here else self._before(level, rows, kept)
                 self._convolve(level, x_RC, frames, before)
                 self._activate(level, before, after[: rows[level]])
@@ -228,14 +232,15 @@ class Pass:
         width = self.parts.taps[level].shape[-1]
         found = self.buffers.get((name, level))
         if found is None or len(found) < room:
-            found = self.buffers[name, level] = self.waves_N.new_empty(room, width)
+            reader = level if name == "before" else level + 1
+            found = self.buffers[name, level] = self.parts.taps[reader].new_empty(room, width)
         return found[:room]
 
     def _before(self, level: int, rows: Sequence[int], kept: list[Tensor] | None) -> Tensor:
         """Where a level's convolution is to be written."""
         if kept is None or level == 0:
             return self._buffer("before", level, rows)[: rows[level]]
-        kept.append(self.waves_N.new_empty(rows[level], self.parts.taps[level].shape[-1]))
+        kept.append(self.parts.taps[level].new_empty(rows[level], self.parts.taps[level].shape[-1]))
         return kept[-1]
 
     def _convolve(self, level: int, x_RC: Tensor | None, frames: slice, out_RO: Tensor) -> None:
@@ -261,7 +266,10 @@ class Pass:
         if self.parts.norms:
             scale, shift = self.parts.norms[2 * level : 2 * level + 2]
             before_RO = torch.layer_norm(before_RO, scale.shape, scale, shift, NORM_EPS)
-        torch.ops.aten.gelu.out(before_RO, out=out_RO)
+        if before_RO.dtype == out_RO.dtype:
+            torch.ops.aten.gelu.out(before_RO, out=out_RO)
+        else:
+            out_RO.copy_(torch.ops.aten.gelu.out(before_RO, out=before_RO))
 
     def _undo_activation(self, level: int, change_RO: Tensor, before_RO: Tensor, sums: Parts) -> Tensor:
         changed: Tensor
