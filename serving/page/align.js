@@ -26,16 +26,17 @@ function normalised(frames, dim) {
   return unit;
 }
 
-function mean(rows, dim) {
-  const sum = new Float64Array(dim);
-  for (let at = 0; at < rows.length; at++) sum[at % dim] += rows[at];
-  return sum.map((x) => (x * dim) / rows.length);
+/** The same rows, the last first. */
+function backwards(rows, dim) {
+  const turned = new Float32Array(rows.length);
+  for (let at = 0; at < rows.length; at += dim) turned.set(rows.subarray(at, at + dim), rows.length - at - dim);
+  return turned;
 }
 
 /**
  * Dynamic time warping of frames (T, dim) under the cosine: the path from both beginnings to both ends that goes only
  * forward and has the least sum of distances (Sakoe & Chiba 1978). For every frame of A: the first and the last frame
- * of B on the path, and their mean similarity. `chance`: the mean similarity of all pairs.
+ * of B on the path, and their mean similarity; `path` is the mean over the whole of it.
  */
 export function warp(framesA, framesB, dim) {
   const a = normalised(framesA, dim);
@@ -77,13 +78,13 @@ export function warp(framesA, framesB, dim) {
     if (move !== 1) j--;
   }
   for (let i = 0; i < n; i++) likeness[i] /= last[i] - first[i] + 1;
-  const [meanA, meanB] = [mean(a, dim), mean(b, dim)];
-  const chance = meanA.reduce((sum, x, d) => sum + x * meanB[d], 0);
-  return { first, last, likeness, path: onPath / steps, chance };
+  return { first, last, likeness, path: onPath / steps };
 }
 
 if (typeof WorkerGlobalScope !== "undefined" && self instanceof WorkerGlobalScope) {
   self.onmessage = ({ data: { a, b, dim, unitsA, unitsB } }) => {
-    self.postMessage({ ...warp(a, b, dim), edits: editDistance(unitsA, unitsB) });
+    // A path finds something alike in any two recordings: how much, B played backwards tells.
+    const chance = warp(a, backwards(b, dim), dim).path;
+    self.postMessage({ ...warp(a, b, dim), chance, edits: editDistance(unitsA, unitsB) });
   };
 }

@@ -5,9 +5,9 @@ import { Panel, colourOf, describe, drawAxis, drawSegments, seconds, style } fro
 
 export const MOST_SECONDS = 60; // of each recording: the table of the alignment has a cell a pair of frames
 const FRAME_MS = 20;
-const A = { top: 8, height: 34 };
-const B = { top: 158, height: 34 };
-const AXIS = 200;
+const A = { name: 2, top: 20, height: 34 };
+const B = { name: 202, top: 162, height: 34 };
+const AXIS = 222;
 
 /** The frames' units, and their runs cut off where the comparison ends. */
 function within(segments) {
@@ -53,17 +53,27 @@ export function relate(a, b, { first, last, likeness }) {
   return { links, agreeing: agreeing / unitsA.length };
 }
 
+/** As much of a text as there is room for. */
+function shortened(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
+  let length = text.length;
+  while (length && context.measureText(`${text.slice(0, length)}…`).width > width) length--;
+  return `${text.slice(0, length)}…`;
+}
+
 /** The two rows and the ribbons between them. */
 export class Links extends Panel {
   constructor(scroller, readout) {
-    super(scroller, 220);
+    super(scroller, 242);
     this.links = [];
     this.others = [];
+    this.names = [];
     this.onChange = (segment, index) => this.tell(readout, segment, index);
     this.readout = readout;
   }
 
-  showPair(a, b, links, duration) {
+  showPair(names, a, b, links, duration) {
+    this.names = names;
     this.others = b;
     this.links = links;
     this.chosen = this.hovered = -1;
@@ -89,6 +99,10 @@ export class Links extends Panel {
       context.stroke();
     }
     drawAxis(context, pixels, offset, width, this.duration, AXIS);
+    context.font = "600 12px system-ui, sans-serif";
+    context.fillStyle = style("--quiet");
+    context.fillText(shortened(context, `A  ${this.names[0] ?? ""}`, width), 0, A.name);
+    context.fillText(shortened(context, `B  ${this.names[1] ?? ""}`, width), 0, B.name);
   }
 
   paintRibbon(context, index, x, width, faint, strong = false) {
@@ -105,7 +119,7 @@ export class Links extends Panel {
     context.lineTo(b0, bottom);
     context.bezierCurveTo(b0, middle, a0, middle, a0, top);
     // The same unit on both sides is told by its colour, other units by none.
-    context.globalAlpha = (link.same ? 0.25 + 0.6 * link.same : 0.5) * (faint ? 0.25 : 1);
+    context.globalAlpha = (link.same ? 0.25 + 0.6 * link.same : 0.35) * (faint ? 0.25 : 1);
     context.fillStyle = link.same ? colourOf(unit) : style("--ribbon");
     context.fill();
     context.globalAlpha = 1;

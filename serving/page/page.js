@@ -187,17 +187,29 @@ function addCard(recording) {
   find("empty").hidden = true;
 }
 
+/** A unit's colour and some words. */
+function chip(unit, text) {
+  const [whole, swatch] = [document.createElement("span"), document.createElement("span")];
+  whole.className = "chip";
+  swatch.className = "swatch";
+  swatch.style.backgroundColor = colourOf(unit);
+  whole.append(swatch, text);
+  return whole;
+}
+
+/** Say what a segment is; without one, which units are heard longest. */
 function tell(recording, segment) {
-  const readout = recording.part("readout");
-  if (!segment) {
-    readout.textContent = "Point at a segment, or use the arrow keys, to read its unit.";
+  const { part, segments } = recording;
+  if (segment) {
+    const times = segments.filter(({ unit }) => unit === segment.unit).length;
+    const often = times === 1 ? "once" : `${times} times`;
+    part("readout").replaceChildren(chip(segment.unit, `${describe(segment)} · ${often} in this recording`));
     return;
   }
-  const swatch = document.createElement("span");
-  swatch.className = "swatch";
-  swatch.style.backgroundColor = colourOf(segment.unit);
-  const times = recording.segments.filter(({ unit }) => unit === segment.unit).length;
-  readout.replaceChildren(swatch, `${describe(segment)} · ${times === 1 ? "once" : `${times} times`} in this recording`);
+  const totals = new Map();
+  for (const { unit, duration } of segments) totals.set(unit, (totals.get(unit) ?? 0) + duration);
+  const longest = [...totals].sort((a, b) => b[1] - a[1]).slice(0, 5);
+  part("readout").replaceChildren("Heard longest", ...longest.map(([unit, ms]) => chip(unit, `${unit}, ${ms} ms`)));
 }
 
 function show(recording) {
@@ -246,7 +258,7 @@ function preparePlayback(recording) {
   const audio = new Audio();
   recording.audio = audio;
   const follow = () => {
-    timeline.point(audio.currentTime);
+    timeline.point(audio.ended ? null : audio.currentTime);
     if (!audio.paused) requestAnimationFrame(follow);
   };
   const mode = (playing) => {
@@ -261,7 +273,6 @@ function preparePlayback(recording) {
     follow();
   });
   audio.addEventListener("pause", () => mode(false));
-  audio.addEventListener("ended", () => timeline.point(null));
   button.addEventListener("click", toggle);
   timeline.onPick = (ms) => {
     if (!audio.duration) return;
@@ -462,7 +473,7 @@ async function showPair() {
   try {
     const found = await compare(A, B, model);
     if (run !== comparing) return;
-    showFound(found);
+    showFound(found, [A.name, B.name]);
   } catch (error) {
     if (run === comparing) fail(error, "Comparison", showPair);
   } finally {
@@ -470,13 +481,13 @@ async function showPair() {
   }
 }
 
-function showFound(found) {
+function showFound(found, names) {
   const percent = (share) => `${(100 * share).toFixed(0)} %`;
   const figures = [
-    ["Unit edit distance", `${found.edits} of ${found.longest}`, "segments to insert, delete or replace"],
-    ["Units in common", `${found.common} of ${found.either}`, "different units heard in either"],
+    ["Unit edit distance", `${found.edits} of ${found.longest}`, `${percent(found.edits / found.longest)}: segments to insert, delete or replace`],
+    ["Units in common", `${found.common} of ${found.either}`, `${percent(found.common / found.either)} of the units heard in either`],
     ["Same unit", percent(found.agreeing), "of A's frames meet their own unit in B"],
-    ["Similarity", found.path.toFixed(2), `along the path; ${found.chance.toFixed(2)} between any two frames`],
+    ["Similarity", found.path.toFixed(2), `of the frames paired; ${found.chance.toFixed(2)} with B backwards`],
   ];
   find("figures").replaceChildren(
     ...figures.map(([name, value, note]) => {
@@ -491,10 +502,10 @@ function showFound(found) {
     }),
   );
   const duration = (segments) => segments.reduce((_, { start, duration }) => start + duration, 0) / 1000;
-  links.showPair(found.a, found.b, found.links, Math.max(duration(found.a), duration(found.b)));
+  links.showPair(names, found.a, found.b, found.links, Math.max(duration(found.a), duration(found.b)));
   find("comparison-note").textContent =
-    "Ribbons join each segment of A to the stretch of B that dynamic time warping of the frames pairs it with, in order " +
-    "from start to end. A coloured ribbon: the same unit on both sides; grey: another one." +
+    "Each segment of A is joined to the stretch of B that sounds most like it, in order from start to end (dynamic time " +
+    "warping of the frames). Colour: the same unit on both sides. Grey: another one." +
     (found.cut ? ` Compared are the first ${MOST_SECONDS} s of each.` : "");
 }
 

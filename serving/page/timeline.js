@@ -1,6 +1,6 @@
 /** Drawing: units in colour on a time axis. */
 
-const MIN_PIXELS = 110; // a second, below which units can no longer be told apart
+const MIN_PIXELS = 240; // a second, below which units can no longer be told apart
 const MAX_PIXELS = 1200;
 const BLOCK = 32; // samples to one peak
 const LABEL = "600 11px system-ui, sans-serif";
@@ -102,7 +102,7 @@ export function drawSegments(context, segments, x, width, top, height, chosen, f
     const left = x(segment.start);
     const right = x(segment.start + segment.duration);
     if (right < 0 || left > width) return;
-    context.globalAlpha = faint(segment, index) ? 0.28 : 1;
+    context.globalAlpha = faint(segment, index) ? 0.3 : 1;
     context.fillStyle = colourOf(segment.unit);
     const gap = right - left > 6 ? 1 : 0;
     context.beginPath();

@@ -136,7 +136,13 @@ async def browse(folder: Path, microphone: Path) -> AsyncIterator[Page]:
     assert CHROMIUM is not None
     profile = folder / "profile"
     process = subprocess.Popen(
-        [CHROMIUM, *FLAGS, f"--use-file-for-fake-audio-capture={microphone}", f"--user-data-dir={profile}", "about:blank"],
+        [
+            CHROMIUM,
+            *FLAGS,
+            f"--use-file-for-fake-audio-capture={microphone}",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
