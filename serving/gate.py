@@ -212,6 +212,8 @@ class Outgoing:
         try:
             async with asyncio.timeout(self.seconds):
                 await self.send(message)
+                if message.get("more_body"):
+                    await asyncio.sleep(0)  # others' turn; and whoever listens learns that the client has left
         except OSError:  # TimeoutError is one, and so is what a server raises for a client that left
             self.whole = False
             raise ClientDisconnect from None
