@@ -26,38 +26,54 @@ function normalised(frames, dim) {
   return unit;
 }
 
-/** The same rows, the last first. */
-function backwards(rows, dim) {
-  const turned = new Float32Array(rows.length);
-  for (let at = 0; at < rows.length; at += dim) turned.set(rows.subarray(at, at + dim), rows.length - at - dim);
-  return turned;
+/** The cosine of every frame of A with every frame of B, (n, m) in a row. */
+export function similarities(framesA, framesB, dim) {
+  const a = normalised(framesA, dim);
+  const b = normalised(framesB, dim);
+  const [n, m] = [a.length / dim, b.length / dim];
+  const found = new Float32Array(n * m);
+  const whole = dim - (dim % 4);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < m; j++) {
+      const [p, q] = [i * dim, j * dim];
+      let [w, x, y, z] = [0, 0, 0, 0]; // four sums at once: one would wait for itself
+      for (let d = 0; d < whole; d += 4) {
+        w += a[p + d] * b[q + d];
+        x += a[p + d + 1] * b[q + d + 1];
+        y += a[p + d + 2] * b[q + d + 2];
+        z += a[p + d + 3] * b[q + d + 3];
+      }
+      for (let d = whole; d < dim; d++) w += a[p + d] * b[q + d];
+      found[i * m + j] = w + x + y + z;
+    }
+  }
+  return found;
 }
 
 /**
- * Dynamic time warping of frames (T, dim) under the cosine: the path from both beginnings to both ends that goes only
- * forward and has the least sum of distances (Sakoe & Chiba 1978). For every frame of A: the first and the last frame
- * of B on the path, and their mean similarity; `path` is the mean over the whole of it.
+ * Dynamic time warping under 1 - similarity (n, m): the path from both beginnings to both ends that goes only forward
+ * and has the least sum (Sakoe & Chiba 1978). For every frame of A: the first and the last frame of B on the path, and
+ * their mean similarity; `path` is the mean over the whole of it. `turned`: B's last frame comes first.
  */
-export function warp(framesA, framesB, dim) {
-  const a = normalised(framesA, dim);
-  const b = normalised(framesB, dim);
-  const n = a.length / dim;
-  const m = b.length / dim;
+export function warp(similarity, n, m, turned = false) {
+  const at = turned ? (i, j) => similarity[i * m + m - 1 - j] : (i, j) => similarity[i * m + j];
   const moves = new Uint8Array(n * m); // 0: both, 1: A alone, 2: B alone
-  const similarity = new Float32Array(n * m);
   let row = new Float64Array(m + 1).fill(Infinity);
   row[0] = 0;
   for (let i = 0; i < n; i++) {
     const next = new Float64Array(m + 1).fill(Infinity);
     for (let j = 0; j < m; j++) {
-      let cosine = 0;
-      for (let d = 0, p = i * dim, q = j * dim; d < dim; d++) cosine += a[p + d] * b[q + d];
-      similarity[i * m + j] = cosine;
       let best = row[j];
       let move = 0;
-      if (row[j + 1] < best) [best, move] = [row[j + 1], 1];
-      if (next[j] < best) [best, move] = [next[j], 2];
-      next[j + 1] = best + 1 - cosine;
+      if (row[j + 1] < best) {
+        best = row[j + 1];
+        move = 1;
+      }
+      if (next[j] < best) {
+        best = next[j];
+        move = 2;
+      }
+      next[j + 1] = best + 1 - at(i, j);
       moves[i * m + j] = move;
     }
     row = next;
@@ -70,8 +86,8 @@ export function warp(framesA, framesB, dim) {
   for (let i = n - 1, j = m - 1; i >= 0 && j >= 0; ) {
     if (last[i] < 0) last[i] = j;
     first[i] = j;
-    likeness[i] += similarity[i * m + j];
-    onPath += similarity[i * m + j];
+    likeness[i] += at(i, j);
+    onPath += at(i, j);
     steps++;
     const move = moves[i * m + j];
     if (move !== 2) i--;
@@ -83,8 +99,10 @@ export function warp(framesA, framesB, dim) {
 
 if (typeof WorkerGlobalScope !== "undefined" && self instanceof WorkerGlobalScope) {
   self.onmessage = ({ data: { a, b, dim, unitsA, unitsB } }) => {
+    const found = similarities(a, b, dim);
+    const [n, m] = [a.length / dim, b.length / dim];
     // A path finds something alike in any two recordings: how much, B played backwards tells.
-    const chance = warp(a, backwards(b, dim), dim).path;
-    self.postMessage({ ...warp(a, b, dim), chance, edits: editDistance(unitsA, unitsB) });
+    const chance = warp(found, n, m, true).path;
+    self.postMessage({ ...warp(found, n, m), chance, edits: editDistance(unitsA, unitsB) });
   };
 }

@@ -9,9 +9,9 @@ const A = { name: 2, top: 20, height: 34 };
 const B = { name: 202, top: 162, height: 34 };
 const AXIS = 222;
 
-/** The frames' units, and their runs cut off where the comparison ends. */
-function within(segments) {
-  const end = 1000 * MOST_SECONDS;
+/** The segments of so many frames, the last one cut off where they end. */
+function within(segments, numFrames) {
+  const end = FRAME_MS * numFrames;
   const kept = segments.filter(({ start }) => start < end);
   return kept.map((segment) => ({ ...segment, duration: Math.min(segment.duration, end - segment.start) }));
 }
@@ -166,10 +166,11 @@ export async function compare(first, second, model) {
   for (const recording of [first, second]) {
     recording.frames ??= await askFrames(recording.sent, model, MOST_SECONDS);
   }
-  const [a, b] = [within(first.segments), within(second.segments)];
+  const [{ frames, dim }, other] = [first.frames, second.frames];
+  const a = within(first.segments, frames.length / dim);
+  const b = within(second.segments, other.frames.length / dim);
   const [unitsA, unitsB] = [a, b].map((segments) => segments.map(({ unit }) => unit));
-  const { frames, dim } = first.frames;
-  const found = await alignInWorker({ a: frames, b: second.frames.frames, dim, unitsA, unitsB });
+  const found = await alignInWorker({ a: frames, b: other.frames, dim, unitsA, unitsB });
   const [setA, setB] = [new Set(unitsA), new Set(unitsB)];
   const common = [...setA].filter((unit) => setB.has(unit)).length;
   return {

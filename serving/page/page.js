@@ -242,7 +242,7 @@ function remove(recording) {
   if (recording.url) URL.revokeObjectURL(recording.url);
   recording.timeline.remove();
   recording.card.remove();
-  recordings.splice(recordings.indexOf(recording), 1);
+  if (recordings.includes(recording)) recordings.splice(recordings.indexOf(recording), 1);
   mark(null);
   choosePair();
   find("empty").hidden = recordings.length > 0;
@@ -470,6 +470,7 @@ async function showPair() {
   if (find("comparison").hidden) return;
   const run = ++comparing;
   find("comparison").setAttribute("aria-busy", "true");
+  find("links-readout").textContent = "Comparing…";
   try {
     const found = await compare(A, B, model);
     if (run !== comparing) return;

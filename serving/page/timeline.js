@@ -102,7 +102,7 @@ export function drawSegments(context, segments, x, width, top, height, chosen, f
     const left = x(segment.start);
     const right = x(segment.start + segment.duration);
     if (right < 0 || left > width) return;
-    context.globalAlpha = faint(segment, index) ? 0.3 : 1;
+    context.globalAlpha = faint(segment, index) ? 0.4 : 1;
     context.fillStyle = colourOf(segment.unit);
     const gap = right - left > 6 ? 1 : 0;
     context.beginPath();

@@ -100,8 +100,10 @@ class Page:
 
     async def open(self, url: str) -> None:
         """Go to an address and wait until all of it is there."""
-        await self.call("Page.navigate", url=url)
-        await self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        answer = await self.call("Page.navigate", url=url)  # comes once the new document has taken the old one's place
+        if "errorText" in answer:
+            raise RuntimeError(f"{url}: {answer['errorText']}")
+        await self.wait("document.readyState === 'complete'")
 
     async def choose_files(self, selector: str, paths: Sequence[Path]) -> None:
         """Put files into a file input, as its dialog does."""

@@ -280,6 +280,46 @@ def test_the_keyboard_alone_records_and_plays(drive):
     drive(visit)
 
 
+def test_the_alignment_is_dynamic_time_warping(drive):
+    """Against the recursion written out here, on frames of 6 dimensions, B forwards and backwards."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(9, 6)).astype(np.float32), rng.normal(size=(7, 6)).astype(np.float32)
+    cosine = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+    script = f"""(async () => {{
+      const {{ similarities, warp }} = await import('/page/align.js');
+      const [a, b] = [Float32Array.from({a.ravel().tolist()}), Float32Array.from({b.ravel().tolist()})];
+      const found = similarities(a, b, 6);
+      return [...[false, true].map((turned) => {{
+        const {{ first, last, likeness, path }} = warp(found, 9, 7, turned);
+        return [[...first], [...last], [...likeness], path];
+      }}), [...found]];
+    }})()"""
+
+    async def visit(page: Page) -> None:
+        *found, similarity = await page.run(script)
+        np.testing.assert_allclose(np.reshape(similarity, (9, 7)), cosine, atol=1e-6)  # float32 sums
+        for (first, last, likeness, path), table in zip(found, (cosine, cosine[:, ::-1]), strict=True):
+            steps = best_path(1 - table)
+            rows = [[j for i, j in steps if i == row] for row in range(9)]
+            assert first == [row[0] for row in rows]
+            assert last == [row[-1] for row in rows]
+            means = [table[i, row].mean() for i, row in enumerate(rows)]
+            np.testing.assert_allclose(likeness, means, atol=1e-6)
+            np.testing.assert_allclose(path, np.mean([table[step] for step in steps]), atol=1e-6)
+
+    drive(visit)
+
+
+def best_path(cost: np.ndarray) -> list[tuple[int, int]]:
+    """The cheapest way through a table from its first to its last cell, by trying all that lead to each."""
+    best: dict[tuple[int, int], tuple[float, list[tuple[int, int]]]] = {}
+    for i, j in np.ndindex(cost.shape):
+        before = [best[cell] for cell in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if cell in best]
+        total, path = min(before, key=lambda found: found[0], default=(0.0, []))
+        best[i, j] = (total + float(cost[i, j]), [*path, (i, j)])
+    return best[cost.shape[0] - 1, cost.shape[1] - 1][1]
+
+
 def test_what_the_microphone_hears_is_resampled_faithfully(drive):
     """Tones of the pass band keep their height, and tones above 8 kHz leave nothing, whatever the pieces."""
     script = """(async () => {
