@@ -100,18 +100,18 @@ def serve(app: FastAPI, settings: Settings) -> None:
     from serving.protocol import HttpProtocol, WebSocketProtocol
 
     start_log(settings.log_format)
+    service: Service = app.state.service
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(HttpProtocol, limits=settings),  # type: ignore[arg-type]
-        ws=partial(WebSocketProtocol, limits=settings),  # type: ignore[arg-type]
+        http=partial(HttpProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
+        ws=partial(WebSocketProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
         access_log=False,  # the gate writes a line with the request's id
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
     )
-    service: Service = app.state.service
     Server(config, service, app.state.keys).run()
     if service.failure:
         sys.exit(service.failure)

@@ -13,9 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from serving.errors import ApiError, shorten
-from serving.gate import Visit, answer_fault
+from serving.gate import answer_fault
 from serving.keys import KEY_PROTOCOL, Keys, tokens_of
 from serving.settings import Settings
+from serving.visit import Visit
 
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 OPEN_FOLDERS = ("/health/", "/v2/health/", "/page/")

@@ -319,6 +319,22 @@ def test_broken_chunks(server, chunks):
     refused(server.ask(head("/v1/units", *lines, close=False) + chunks + b"0\r\n\r\n"), 400, "bad_request")
 
 
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_a_client_that_would_like_http_2_is_heard_in_http_1(server, pause):
+    """Java's asks with every first request. What follows the head is its body, and no request of its own."""
+    lines = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB"]
+    wav = audio(2_000)
+    post = head("/v1/units", *lines, "Content-Type: audio/wav", f"Content-Length: {len(wav)}", close=False)
+    chunked = head("/v1/units", *lines, "Content-Type: audio/wav", "Transfer-Encoding: chunked", close=False)
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(wav), wav)
+    get = head("/v1/models", *lines, method="GET", close=False)
+    forged = head("/v1/units", *lines, "Content-Type: audio/wav", f"Content-Length: {len(get)}", close=False)
+    last = head("/v1/models", method="GET")
+    said = server.ask(post, wav, chunked, chunks, get, forged, get, last, pause=pause)
+    assert re.findall(rb"HTTP/1.1 (\d+)", said) == [b"200", b"200", b"200", b"400", b"200"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", server.ask(post + wav + chunked + chunks + last)) == [b"200"] * 3
+
+
 def test_a_trailer_is_no_header(server):
     first = b"POST /v1/units HTTP/1.1\r\nHost: h\r\nContent-Type: audio/wav\r\nTransfer-Encoding: chunked\r\n\r\n"
     said = server.ask(first + b"1\r\nR\r\n0\r\n" + KEY + b"\r\n" + head("/v1/models", method="GET"))
@@ -426,6 +442,34 @@ def test_a_websocket_is_refused_in_http(server, path, headers, protocols, status
     assert (error.code, error.request_id) == (code, answer.headers["X-Request-ID"])
     assert answer.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
     assert server.wait_for(request_id=error.request_id)["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("method", "lines", "status"),
+    [
+        ("GET", ["Sec-WebSocket-Version: 12"], 400),
+        ("GET", ["X-Long: " + "a" * 9_000], 400),
+        ("GET", ["X: a"] * 300, 400),
+        ("GET", ["Sec-WebSocket-Key: short"], 400),
+        ("GET", ["Sec-WebSocket-Protocol: ,;"], 400),
+        ("GET", ["Content-Length: 5"], 400),
+        ("POST", [], 405),
+    ],
+)
+def test_a_broken_handshake_is_refused(server, method, lines, status):
+    more = ["Upgrade: websocket", "Connection: Upgrade"]
+    for name, value in (("Version", "13"), ("Key", base64.b64encode(bytes(16)).decode())):
+        if not any(name in line for line in lines):
+            more.append(f"Sec-WebSocket-{name}: {value}")
+    said = server.ask(head("/v1/test", *more, *lines, method=method, close=False))
+    refused(said, status, {405: "method_not_allowed"}.get(status, "bad_request"))
+
+
+def test_a_refusal_by_the_protocol_is_in_the_log(server):
+    said = server.ask(b"nonsense\r\n\r\n")
+    name = ErrorEnvelope.model_validate_json(said.partition(b"\r\n\r\n")[2]).error.request_id
+    line = server.wait_for(request_id=name)
+    assert (line["status"], line["route"]) == (400, "unmatched")
 
 
 def test_a_websocket_with_a_key(server):

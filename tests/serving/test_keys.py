@@ -17,7 +17,6 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from serving import gate
 from serving.__main__ import main
 from serving.app import create_app
 from serving.errors import ApiError
@@ -25,6 +24,7 @@ from serving.keys import Account, Bucket, Key, Keys, read
 from serving.logs import Line, without_queries
 from serving.schemas import ErrorEnvelope
 from serving.settings import Settings
+from serving.traffic import HEADERS
 from tests.serving.conftest import FakeSpeech, ready_client
 from tests.serving.test_refusals import WAV, audio, check
 
@@ -504,7 +504,7 @@ def test_every_answer_has_its_headers(guest):
         guest.head("/v1/models", headers=bearer(ALICE)),
         guest.post("/v1/units", content=audio(), headers={**WAV, **bearer(ALICE)}),
     ):
-        for name, value in gate.HEADERS.items():
+        for name, value in HEADERS.items():
             assert answer.headers[name] == value
         assert answer.headers["X-Request-ID"]
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
