@@ -19,6 +19,9 @@ RUN useradd --uid 10001 --create-home sonorant
 COPY --from=build /opt/venv /opt/venv
 COPY serving /app/serving
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+# Nothing is written when it runs: the root file system may be read-only.
+RUN python -m compileall -q /app/serving
+ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /app
 EXPOSE 8000

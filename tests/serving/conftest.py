@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
@@ -82,6 +83,24 @@ def ready_client(app: FastAPI) -> Iterator[TestClient]:
         while client.get("/health/ready").status_code != 200:  # pytest's timeout ends it
             pass
         yield client
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The app in a real server, in a thread of this process; its host and port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:  # pytest's timeout ends it
+            time.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        while httpx.get(f"http://{host}:{port}/health/ready").status_code != 200:
+            time.sleep(0.01)
+        yield f"{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
