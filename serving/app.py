@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from serving import kserve, operation, pages, speech
+from serving import kserve, operation, pages, speech, stream
 from serving.errors import use_envelope
 from serving.gate import Gate
 from serving.guard import Cors, Guard
@@ -69,6 +69,6 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(Gate, settings=settings, metrics=metrics)
-    for routes in (speech.routes, kserve.routes, operation.routes, pages.make_routes()):
+    for routes in (speech.routes, stream.routes, kserve.routes, operation.routes, pages.make_routes()):
         app.include_router(routes)
     return app

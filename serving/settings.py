@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     request_seconds: Annotated[Seconds, Field(description="from a request's head to its result")] = 60
     head_seconds: Annotated[Seconds, Field(description="for a request's address and headers to arrive")] = 10
     body_seconds: Annotated[Seconds, Field(description="for a request's body to arrive")] = 30
+    max_streams: Annotated[int, Field(ge=1, description="listened to at once")] = 64
+    max_stream_seconds: Annotated[Seconds, Field(description="audio of one stream")] = 3600
+    stream_idle_seconds: Annotated[Seconds, Field(description="that a stream's client may send nothing")] = 30
     send_seconds: Annotated[Seconds, Field(description="for a client to take a piece of its answer")] = 30
     tracing: Annotated[bool, Field(description="send OpenTelemetry traces, as OTEL_… variables say where")] = False
     drain_seconds: Annotated[Seconds, Field(description="to finish admitted work before exit")] = 30
