@@ -3,37 +3,73 @@
 A configuration file has one section per step. Given several, later ones override earlier ones key by key, so
 `--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's. `--round 2`
 takes the section of a step that the second round runs again with what `second` changes of it.
+
+`sonorant embed` is no step: it sends audio files to the embedding server.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from sonorant.params import KEYS, TWICE, parse_round, read_params
 from sonorant.steps.step import Step, scratch_root
 
+if TYPE_CHECKING:
+    from typer import Typer
+
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr and a non-zero exit."""
-    try:
-        import typer
-        import yaml  # noqa: F401 (read_params needs it)
-    except ImportError as error:
-        wanted = "wanted the training extra: pip install 'sonorant[train]'"
-        sys.exit(f"sonorant: found no module {error.name}, {wanted}")
+    need("client" if sys.argv[1:2] == ["embed"] else "train", "typer")
+    make_app()()
+
+
+def make_app() -> Typer:
+    """Every step as a command, and `embed`."""
+    import typer
+
     from sonorant.steps import STEPS
 
     about = "Self-supervised speech representations, step by step."
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
     for step in STEPS.values():
         app.command(step.name, help=step.summary)(command(step))
-    app()
+    app.command("embed")(embed_command())
+    return app
+
+
+def need(extra: str, *modules: str) -> None:
+    """End in one line where a module of an extra is not installed."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            words = "training" if extra == "train" else extra
+            wanted = f"wanted the {words} extra: pip install 'sonorant[{extra}]'"
+            sys.exit(f"sonorant: found no module {error.name or module}, {wanted}")
+
+
+def embed_command() -> Callable[..., None]:
+    """`sonorant embed`, with its faults on one line."""
+    from sonorant.client.command import embed
+    from sonorant.client.outputs import work_folder
+
+    @functools.wraps(embed)
+    def call(**given: Any) -> None:
+        need("client", "httpx", "pyarrow", "rich")
+        with one_line("embed", f"finished work is kept in {work_folder(given['output'])}"):
+            embed(**given)
+
+    return call
 
 
 def command(step: Step) -> Callable[..., None]:
@@ -70,10 +106,8 @@ def run(
     step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Path | None], round: int = 1
 ) -> None:
     """Run the step and print its metrics, one a line."""
-    from safetensors import SafetensorError
-
-    kept = f"finished work is kept in {scratch_root()}"
-    try:
+    need("train", "yaml")
+    with one_line(step.name, f"finished work is kept in {scratch_root()}"):
         values = read_params(config, overrides)
         files = ", ".join(map(str, config))
         if unknown := sorted(set(values) - KEYS):
@@ -81,21 +115,30 @@ def run(
         if step.name not in values:
             raise ValueError(f"{files}: found only the sections {sorted(values)}, wanted {step.name}: add it")
         metrics = step(parse_round(step.name, values, round), **paths)
+    for name, value in metrics.items():
+        # `evaluate` has shown its own table: its metrics are named system.score.
+        if "." not in name:
+            print(f"{step.name}  {name}  {value:.6g}")
+
+
+@contextmanager
+def one_line(step: str, kept: str) -> Iterator[None]:
+    """What a user can cause becomes one line and the end; `kept` says where finished work is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except ValueError as error:
-        fail(step.name, str(error))
+        fail(step, str(error))
     except (OSError, SafetensorError) as error:
         # safetensors wraps what the system says.
         full = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
         advice = "free some space" if full else "check the path and its permissions"
         file, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
         where = f"{file}: " if file else ""
-        fail(step.name, f"{where}{reason or error}: {advice} and run the same command again; {kept}")
+        fail(step, f"{where}{reason or error}: {advice} and run the same command again; {kept}")
     except KeyboardInterrupt:
-        fail(step.name, f"interrupted; {kept}; run the same command again to go on", 130)
-    for name, value in metrics.items():
-        # `evaluate` has shown its own table: its metrics are named system.score.
-        if "." not in name:
-            print(f"{step.name}  {name}  {value:.6g}")
+        fail(step, f"interrupted; {kept}; run the same command again to go on", 130)
 
 
 def fail(step: str, message: str, code: int = 1) -> NoReturn:

@@ -34,7 +34,8 @@ ARROWS = {
     "evaluation": {"data.frames"},
     "steps": LIBRARY | {"params"},
     "params": {"config"},
-    "cli": {"steps", "config", "params"},
+    "client": set(),
+    "cli": {"steps", "config", "params", "client"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""

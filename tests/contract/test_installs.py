@@ -12,6 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = ["faiss", "lhotse", "matplotlib", "numba", "PIL", "rich", "scipy", "typer", "yaml", "dvc", "minio"]
 OTHERS = ["fastapi", "kfp", "kubernetes", "prometheus_client", "espeakng_loader", "sklearn", "transformers"]
 GPU_MACHINE_LACKS = [*TRAINING, "soundfile", "torchaudio", "fastapi", "kfp", "kubernetes", "prometheus_client"]
+CLIENT_LACKS = [
+    *(name for name in (*TRAINING, *OTHERS) if name not in ("rich", "typer")),
+    *("torch", "torchaudio", "soundfile"),
+]
 BLOCK = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):
@@ -75,6 +79,28 @@ print("ready")
 def test_the_engine_imports_on_a_bare_gpu_machine(module: str) -> None:
     answer = run_without(GPU_MACHINE_LACKS, f"import {module}")
     assert answer.returncode == 0, answer.stderr
+
+
+def test_the_client_needs_its_extra_and_no_torch() -> None:
+    source = """
+import sonorant.client.run, sonorant.client.store
+from sonorant.client import Client
+Client("http://127.0.0.1:8000").close()
+sys.argv = ["sonorant", "embed", "nowhere.wav", "--output", "out.parquet"]
+from sonorant.cli import main
+main()
+"""
+    answer = run_without(CLIENT_LACKS, source)
+    assert answer.stderr.startswith("embed: nowhere.wav: found nothing there"), answer.stderr
+
+
+@pytest.mark.parametrize("module", ["httpx", "pyarrow", "rich"])
+def test_the_clients_extra_is_named_where_it_lacks(module: str) -> None:
+    source = 'sys.argv = ["sonorant", "embed", "a.wav", "--output", "o"]\nfrom sonorant.cli import main\nmain()'
+    answer = run_without([module], source)
+    assert answer.returncode == 1
+    wanted = "wanted the client extra: pip install 'sonorant[client]'"
+    assert answer.stderr == f"sonorant: found no module {module}, {wanted}\n"
 
 
 def test_the_absent_are_absent() -> None:

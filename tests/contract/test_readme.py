@@ -8,7 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from sonorant.cli import make_app
 from sonorant.params import check_params, parse_round, read_params
 from sonorant.steps import STEPS
 
@@ -16,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-STEP_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
+SONORANT_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
+EMBED_LINES = [line for line in SONORANT_LINES if "sonorant embed " in line]
+STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES]
 CURL_LINES = [line for line in LINES if line.startswith("curl")]
 
 
@@ -36,6 +40,14 @@ def test_a_step_takes_these_flags(line: str) -> None:
     params = read_params(configs, [value for flag, value in flags if flag == "--set"])
     check_params(params)
     parse_round(step.name, params, int(dict(flags).get("--round", "1")))
+
+
+@pytest.mark.parametrize("line", EMBED_LINES)
+def test_embed_takes_these_flags(line: str) -> None:
+    words = shlex.split(line.split("sonorant embed ", 1)[1], comments=True)
+    commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
+    given = commands["embed"].make_context("embed", words).params  # click complains of others
+    assert given["files"]
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
