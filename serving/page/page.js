@@ -23,13 +23,17 @@ function say(text) {
 
 /** Show an error until it is dismissed; one that asks for a key opens the form and keeps `again` for later. */
 function fail(error, about, again) {
+  if (error.status === 401 && error.outdated) {
+    again();
+    return;
+  }
   if (error.status === 401) {
     find("key-message").textContent = error.message;
     if (find("key-form").hidden) {
       find("key-form").hidden = false;
       find("key").focus();
     }
-    if (again) refused.push(again);
+    refused.push(again);
     return;
   }
   const box = document.createElement("p");
@@ -51,12 +55,11 @@ function fail(error, about, again) {
   find("errors").append(box);
 }
 
-find("key-form").addEventListener("submit", async (event) => {
+find("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(find("key").value.trim());
   find("key").value = "";
   find("key-form").hidden = true;
-  if (!models.length) await loadModels();
   for (const again of refused.splice(0)) again();
 });
 
@@ -71,7 +74,7 @@ async function loadModels() {
     if (error.status === 503) {
       say("The server is loading its model…");
       setTimeout(loadModels, 1000);
-    } else fail(error);
+    } else fail(error, "", loadModels);
     return;
   }
   say("");
@@ -219,8 +222,10 @@ function show(recording) {
   timeline.show(segments, seconds);
   const facts = [`${seconds.toFixed(2)} s`, `${segments.length} segments`, `${new Set(segments.map((s) => s.unit)).size} different units`];
   if (recording.latency !== undefined) {
-    const pace = (1000 * seconds) / recording.latency;
-    facts.push(`answered in ${recording.latency.toFixed(0)} ms, ${pace.toFixed(pace < 10 ? 1 : 0)} × real time`);
+    const { latency } = recording;
+    const pace = (1000 * seconds) / latency;
+    const time = latency < 1000 ? `${latency.toFixed(0)} ms` : `${(latency / 1000).toFixed(1)} s`;
+    facts.push(`answered in ${time}, ${pace.toFixed(pace < 10 ? 1 : 0)} × real time`);
   }
   if (recording.agreement !== undefined) {
     facts.push(`live: ${(recording.lag / 1000).toFixed(1)} s behind, same unit at ${(100 * recording.agreement).toFixed(0)} % of frames`);

@@ -3,12 +3,13 @@
 const ROOT = new URL("../", import.meta.url);
 let key = "";
 
-/** The server's refusal: its HTTP status, its code, its message of one line. */
+/** The server's refusal: its HTTP status, its code, its message of one line, and whether the key is another by now. */
 export class ServerError extends Error {
-  constructor(status, code, message) {
+  constructor(status, code, message, outdated = false) {
     super(message);
     this.status = status;
     this.code = code;
+    this.outdated = outdated;
   }
 }
 
@@ -21,6 +22,7 @@ async function ask(path, { query = {}, body, accept = "application/json" } = {})
   const url = new URL(path, ROOT);
   for (const [name, value] of Object.entries(query)) if (value !== undefined) url.searchParams.set(name, value);
   const headers = { Accept: accept };
+  const used = key;
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/octet-stream";
   let answer;
@@ -36,7 +38,7 @@ async function ask(path, { query = {}, body, accept = "application/json" } = {})
   } catch {
     // A proxy's page instead of the server's envelope.
   }
-  throw new ServerError(answer.status, error.code, error.message ?? `server: answered ${answer.status}`);
+  throw new ServerError(answer.status, error.code, error.message ?? `server: answered ${answer.status}`, used !== key);
 }
 
 /** What is loaded. */

@@ -1,6 +1,6 @@
 /** Drawing: units in colour on a time axis. */
 
-const MIN_PIXELS = 240; // a second, below which units can no longer be told apart
+const MIN_PIXELS = 240; // a second at first, so that units can be told apart
 const MAX_PIXELS = 1200;
 const BLOCK = 32; // samples to one peak
 const LABEL = "600 11px system-ui, sans-serif";
@@ -126,7 +126,7 @@ export function drawSegments(context, segments, x, width, top, height, chosen, f
 
 /** Marks of time along the lower edge. */
 export function drawAxis(context, pixels, offset, width, total, top) {
-  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10].find((wanted) => wanted * pixels >= 64) ?? 30;
+  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60].find((wanted) => wanted * pixels >= 64) ?? 300;
   context.font = "11px system-ui, sans-serif";
   context.textAlign = "left";
   context.textBaseline = "top";
@@ -173,8 +173,12 @@ export class Panel {
 
   /** Pixels a second. */
   get pixels() {
-    const fit = (this.scroller.clientWidth - 1) / Math.max(this.duration, 0.5);
-    return Math.min(Math.max(fit, MIN_PIXELS), MAX_PIXELS) * this.zoom;
+    return Math.min(Math.max(this.fitting, MIN_PIXELS), MAX_PIXELS) * this.zoom;
+  }
+
+  /** Pixels a second at which all of it is in view. */
+  get fitting() {
+    return (this.scroller.clientWidth - 1) / Math.max(this.duration, 0.5);
   }
 
   get current() {
@@ -192,7 +196,8 @@ export class Panel {
 
   magnify(factor) {
     const middle = (this.scroller.scrollLeft + this.scroller.clientWidth / 2) / this.pixels;
-    this.zoom = Math.min(Math.max(this.zoom * factor, 0.1), 16);
+    const least = Math.min(this.fitting / (this.pixels / this.zoom), 1);
+    this.zoom = Math.min(Math.max(this.zoom * factor, least), 16);
     this.layout();
     this.scroller.scrollLeft = middle * this.pixels - this.scroller.clientWidth / 2;
   }
