@@ -178,6 +178,12 @@ def test_a_dropped_file_shows_the_servers_units(drive, server, sounds):
         assert found == list(zip(expected["units"], expected["durations_ms"], strict=True))
         readout = await page.run("document.querySelector('.recording .readout').textContent")
         assert readout.startswith(f"unit {found[-1][0]}, {found[-1][1]} ms")
+        left, top = await page.run(
+            "(({left, top}) => [left, top])(document.querySelector('.recording .scroller').getBoundingClientRect())"
+        )
+        await page.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + 2, y=top + 100)
+        readout = await page.wait("document.querySelector('.recording .chip').textContent")
+        assert readout.startswith(f"unit {found[0][0]}, {found[0][1]} ms, from 0.00")
         assert await page.run("document.querySelector('#comparison').hidden")
 
     drive(visit)
