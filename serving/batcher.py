@@ -116,8 +116,7 @@ class Batcher:
     def __init__(self, *, max_seconds: float, max_batch_seconds: float, observe: Callable[[Batch], None]) -> None:
         self.max_seconds, self.max_batch_seconds, self.observe = max_seconds, max_batch_seconds, observe
         self.waiting: list[Item] = []
-        self.seconds = 0.0
-        """Audio admitted whose answers are not yet sent."""
+        self._samples = 0  # of audio admitted whose answers are not yet sent
         self.draining = False
         self.pace = 1e9
         """Operations one replica does in a second, smoothed."""
@@ -125,6 +124,11 @@ class Batcher:
         self._num_free = 0  # replicas that have none
         self._idle: deque[asyncio.Future[None]] = deque()
         self._servers: list[asyncio.Task[None]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Audio admitted whose answers are not yet sent."""
+        return self._samples / SAMPLE_RATE
 
     def start(self, replicas: Sequence[Replica], supply: Callable[[Replica], Awaitable[Replica]]) -> None:
         """Begin to work with these, in the running event loop; `supply` makes another in the place of a lost one."""
@@ -163,12 +167,12 @@ class Batcher:
             # An error of a result nobody waits for any more is no news.
             item.result.add_done_callback(lambda result: result.cancelled() or result.exception())
         self.waiting.extend(items)
-        self.seconds += seconds
+        self._samples += round(seconds * SAMPLE_RATE)
         self._wake(len(items))
         return ticket
 
     def _release(self, ticket: Ticket) -> None:
-        self.seconds -= ticket.seconds
+        self._samples -= round(ticket.seconds * SAMPLE_RATE)
         self.waiting = [item for item in self.waiting if item.ticket is not ticket]
 
     def _wait_for(self, operations: float) -> float:

@@ -61,6 +61,8 @@ __all__ = [
 ]
 
 BATCH_SECONDS = 60.0
+LEAST_AGREEMENT = 0.99
+"""Of the units of dev speech, the share that must stay the same for a model to be used at a lower precision."""
 Wave = NDArray[np.float32]
 Frames = NDArray[np.float32]
 Units = NDArray[np.int64]
@@ -73,7 +75,6 @@ class Speech:
 
     poolings = ("none", "mean")
     """What a request may ask to be made of an utterance's frames."""
-    precision = "float32"
 
     def __init__(
         self,
@@ -82,9 +83,11 @@ class Speech:
         codebook: Codebook | None = None,
         about: dict[str, Any] | None = None,
         digest: str | None = None,
+        precision: str = "float32",
     ) -> None:
         self.encoder = encoder.eval()
-        self.layer, self.codebook, self.about, self.digest = layer, codebook, about or {}, digest
+        self.layer, self.codebook, self.about = layer, codebook, about or {}
+        self.digest, self.precision = digest, precision
         self.num_layers = encoder.config.num_layers
         self.dim = encoder.config.dim
         self.num_units = codebook.num_units if codebook else 0
@@ -251,14 +254,21 @@ def batches_of(waves: Sequence[Wave], seconds: float = BATCH_SECONDS) -> Iterato
 def load(folder: Path, precision: str = "float32", device: str = "cpu") -> Speech:
     """The model that `sonorant publish` wrote, its encoder at a precision of `models.reduced`.
 
-    Raises ValueError where the folder holds none or there is no such precision.
+    Raises ValueError where the folder holds none, there is no such precision, or `publish` found that too many units
+    become others at it.
     """
     encoder, about = load_encoder(folder)
     if "layer" not in about:
         raise ValueError(f"model {folder}: found an encoder without a layer, wanted a model: run `sonorant publish`")
+    kept = about.get("agreement", {}).get(precision, 1.0)
+    if kept < LEAST_AGREEMENT:
+        raise ValueError(
+            f"precision: found {precision} for model {folder}, which keeps {kept:.2%} of its units at it, wanted at "
+            f"least {LEAST_AGREEMENT:.0%}: take float32"
+        )
     codebook = Codebook.load(folder / "codebook.safetensors")
     encoder = at_precision(encoder, precision).to(device)
-    return Speech(encoder, about["layer"], codebook, about, digest_of(folder))
+    return Speech(encoder, about["layer"], codebook, about, digest_of(folder), precision)
 
 
 def digest_of(folder: Path) -> str | None:

@@ -95,6 +95,27 @@ def test_the_card_and_the_provenance_say_where_it_comes_from(artifacts: Path, tm
     assert "teacher 1, units 1" in card
 
 
+def test_how_many_units_bfloat16_keeps_is_measured_and_heeded(artifacts: Path, tmp_path: Path) -> None:
+    metrics = run(artifacts, tmp_path / "model", layer=2)
+    full = load(tmp_path / "model")
+    dev = [utterance.wave() for utterance in read_corpus(artifacts / "corpus", split="dev")]
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    share = written["sonorant"]["agreement"]["bfloat16"]
+    assert share == metrics["bfloat16_agreement"] > 0.9
+    written["sonorant"]["agreement"]["bfloat16"] = 0.995
+    (tmp_path / "model" / "config.json").write_text(json.dumps(written))
+    reduced = load(tmp_path / "model", precision="bfloat16")
+    assert (full.precision, reduced.precision) == ("float32", "bfloat16")
+    kept = np.concatenate([a == b for a, b in zip(full.units(dev), reduced.units(dev), strict=True)])
+    # Fewer frames than are drawn at most, so all were heard; in other batches a unit or two may differ.
+    assert abs(kept.mean() - share) < 0.01
+    written["sonorant"]["agreement"]["bfloat16"] = 0.98
+    (tmp_path / "model" / "config.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"keeps 98.00% of its units at it, wanted at least 99%: take float32"):
+        load(tmp_path / "model", precision="bfloat16")
+    load(tmp_path / "model")
+
+
 def test_the_teacher_can_be_published(artifacts: Path, tmp_path: Path) -> None:
     waves = [read_corpus(artifacts / "corpus", split="test")[0].wave()]
     frames = {}

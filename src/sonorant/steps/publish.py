@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from sonorant.clustering import Fit
     from sonorant.data.corpus import Utterance
     from sonorant.inference import Speech
+    from sonorant.models.codebook import Codebook
 
 SELECTION_FRAMES = 40_000
+AGREEMENT_FRAMES = 10_000
 
 
 @step
@@ -28,6 +30,7 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     from sonorant.data.corpus import read_corpus
     from sonorant.inference import load_trained
     from sonorant.models.huggingface import save_encoder
+    from sonorant.models.reduced import TOLERANCES
     from sonorant.steps.features import draw_utterances
 
     speech = load_trained(encoder, config.network)
@@ -44,6 +47,11 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
         "dead_units": float((fit.counts == 0).sum()),
         **{f"dev_pnmi/layer_{number}": score for number, score in scores.items()},
     }
+    heard = [u for u in utterances if u.split == "dev"] or train
+    agreement = {
+        precision: agreement_of(precision, speech, layer, fit.codebook, heard, config.seed) for precision in TOLERANCES
+    }
+    metrics |= {f"{precision}_agreement": share for precision, share in agreement.items()}
     trained, prepared = read_record(encoder, "encoder"), read_record(corpus, "corpus")
     provenance = {
         "commit": commit(),
@@ -53,7 +61,8 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
         "publish": config.model_dump(mode="json"),
         "rounds": sum(made.get("step") == "pretrain" for made in (trained, *trained.get("lineage", {}).values())),
     }
-    save_encoder(speech.encoder, model, layer=layer, num_units=config.num_units, provenance=provenance)
+    about = {"layer": layer, "num_units": config.num_units, "agreement": agreement, "provenance": provenance}
+    save_encoder(speech.encoder, model, **about)
     fit.codebook.save(model / "codebook.safetensors")
     (model / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     (model / "README.md").write_text(model_card(config, speech, layer, provenance, metrics))
@@ -87,6 +96,21 @@ def fit_units(config: PublishConfig, frames: Sequence[Any], num_restarts: int) -
         normalise=config.normalise == "corpus",
     )
     return replace(fit, codebook=replace(fit.codebook, centred=centred))
+
+
+def agreement_of(
+    precision: str, speech: Speech, layer: int, codebook: Codebook, utterances: Sequence[Utterance], seed: int
+) -> float:
+    """The share of units that stay the same when the encoder hears at that precision: what serving at it costs."""
+    import numpy as np
+
+    from sonorant.models.reduced import at_precision
+    from sonorant.steps.features import draw_utterances
+
+    waves = [utterance.wave() for utterance in draw_utterances(utterances, AGREEMENT_FRAMES, seed)]
+    reduced = type(speech)(at_precision(speech.encoder, precision), layer)
+    pairs = zip(speech.embed(waves, layer), reduced.embed(waves, layer), strict=True)
+    return float(np.mean(np.concatenate([codebook.assign(a) == codebook.assign(b) for a, b in pairs])))
 
 
 def choose_layer(
@@ -154,9 +178,7 @@ def recipe_of(config: PublishConfig, provenance: dict[str, Any]) -> str:
     )
 
 
-def model_card(
-    config: PublishConfig, speech: Speech, layer: int, provenance: dict[str, Any], metrics: Metrics
-) -> str:
+def model_card(config: PublishConfig, speech: Speech, layer: int, provenance: dict[str, Any], metrics: Metrics) -> str:
     """README.md in the Hub's convention: data and licence, recipe, metrics with their command, limits."""
     prepared, trained = provenance["corpus"], provenance["encoder"]
     sources = ", ".join(f"{source['name']} ({source['kind']})" for source in prepared["config"]["sources"])
