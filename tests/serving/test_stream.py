@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from serving.app import create_app
+from serving.batcher import Ticket
 from serving.schemas import Fault
 from serving.settings import Settings
 from sonorant.inference import STREAM, Codebook, Cut, Speech
@@ -226,6 +227,18 @@ def test_an_idle_stream_is_closed(speech):
         assert "found nothing sent for 0.3 s" in fault.message
 
 
+def occupy(client: TestClient, seconds: float) -> Callable[[], None]:
+    """Take up so much of the queue; what gives it back."""
+    batcher = client.app.state.service.engine.batcher
+    portal = client.portal
+
+    def take() -> Ticket:
+        return batcher.admit([], seconds=seconds, deadline=time.monotonic() + 60)
+
+    ticket = portal.call(take)
+    return lambda: portal.call(ticket.release, ticket)
+
+
 def test_a_window_waits_for_room_in_the_queue(speech):
     """The queue takes 5 s; another request holds them for a while."""
     app = create_app(Settings(max_file_seconds=5, max_queue_seconds=5), {"tiny": speech})
@@ -234,12 +247,11 @@ def test_a_window_waits_for_room_in_the_queue(speech):
         socket.send_json({})
         assert socket.receive_json()["type"] == "ready"
         speech.may_run.clear()
-        held = app.state.service.engine.batcher
-        before, held.seconds = held.seconds, 4.9
+        release = occupy(client, 4.9)
         socket.send_bytes(data)
         time.sleep(0.3)
-        assert not held.waiting
-        held.seconds = before
+        assert not app.state.service.engine.batcher.waiting
+        release()
         speech.may_run.set()
         assert socket.receive_json()["type"] == "units"
 
@@ -247,7 +259,7 @@ def test_a_window_waits_for_room_in_the_queue(speech):
 def test_a_window_that_finds_no_room_in_time_ends_the_stream(speech):
     app = create_app(Settings(max_file_seconds=5, max_queue_seconds=5, request_seconds=0.3), {"tiny": speech})
     with ready_client(app) as client:
-        app.state.service.engine.batcher.seconds = 4.9
+        occupy(client, 4.9)
         fault, code = sent(client, {}, bytes(2 * 16_000))
         assert (fault.code, code) == ("overloaded", 1013)
         assert "found 4.9 s of audio in hand" in fault.message
