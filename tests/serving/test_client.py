@@ -369,7 +369,7 @@ def test_a_real_model_in_processes(model, audio, tmp_path, run_server: RunServer
 def test_an_interrupted_run_goes_on(name, number, relay, audio, tmp_path):
     words = [str(audio), "--url", relay.url, "--jobs", "2", "--output"]
     assert command(*words, tmp_path / "whole" / name).returncode == 0
-    output, relay.delay = tmp_path / name, 0.1
+    output, relay.delay = tmp_path / name, 0.2
     process = subprocess.Popen([*EMBED, *words, str(output)], stderr=subprocess.PIPE, text=True)
     work = tmp_path / "out.parquet.parts" if name == "out.parquet" else output
     while len(list(work.glob("*.safetensors"))) < 4:  # pytest's timeout ends it
