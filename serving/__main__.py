@@ -107,6 +107,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
         port=settings.port,
         http=partial(HttpProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
         ws=partial(WebSocketProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
+        ws_max_size=2**20,  # of one message: a stream's are far smaller
         access_log=False,  # the gate writes a line with the request's id
         log_config=None,
         server_header=False,
