@@ -24,6 +24,8 @@ BATCH_SECONDS = 0.4
 """How long a batch of several waves may take: what a short request may have to wait for a core."""
 HANG_FACTOR, HANG_SECONDS = 20, 60
 """A replica that takes longer than so many times what is expected, and so many seconds, is lost."""
+ALONE_SECONDS = 0.5
+"""A batch takes the idle replicas' cores too where no two batches have run at once for so long."""
 MAX_ATTEMPTS = 2
 """Replicas that may be lost over one wave before it is given up."""
 
@@ -120,8 +122,11 @@ class Batcher:
         self.draining = False
         self.pace = 1e9
         """Operations one replica does in a second, smoothed."""
+        self.num_cores = 1
+        """That the replicas have together, one each: what a lone request may take."""
         self._running = 0.0  # operations in the replicas' hands
         self._num_free = 0  # replicas that have none
+        self._shared = 0.0  # when two replicas last had some at once
         self._idle: deque[asyncio.Future[None]] = deque()
         self._servers: list[asyncio.Task[None]] = []
 
@@ -222,10 +227,11 @@ class Batcher:
                 self._idle.append(idle)
                 await idle
             self._num_free -= 1
+            num_threads = self._num_threads()
             operations = sum(item.operations for item in batch)
             self._running += operations
             try:
-                await self._run(replica, batch, operations)
+                await self._run(replica, batch, operations, num_threads)
             except LostError:
                 for item in batch:
                     item.attempts += 1
@@ -236,13 +242,20 @@ class Batcher:
             finally:
                 self._running -= operations
 
-    async def _run(self, replica: Replica, batch: list[Item], operations: float) -> None:
+    def _num_threads(self) -> int:
+        """How many cores a batch may take that begins now: one, but for a request that comes alone."""
+        now = time.monotonic()
+        if self.waiting or self._num_free < len(self._servers) - 1:
+            self._shared = now
+        return 1 if now - self._shared < ALONE_SECONDS else self.num_cores
+
+    async def _run(self, replica: Replica, batch: list[Item], operations: float, num_threads: int) -> None:
         started = time.monotonic()
         for item in batch:
             item.started = started
         try:
             async with asyncio.timeout(HANG_SECONDS + HANG_FACTOR * operations / self.pace):
-                answer = await replica.run(order_of(batch))
+                answer = await replica.run(order_of(batch, num_threads))
         except TimeoutError:
             await replica.stop()
             raise LostError("replica: found no answer") from None
@@ -251,7 +264,8 @@ class Batcher:
                 settle(item, ClosedError("queue: found it closed before this was done"))
             raise
         seconds = answer.fields["seconds"]
-        self.pace += 0.2 * (operations / max(seconds, 1e-6) - self.pace)
+        if num_threads == 1:
+            self.pace += 0.2 * (operations / max(seconds, 1e-6) - self.pace)
         self.observe(Batch.of(batch, started, answer.fields))
         finished = time.monotonic()
         for item, array, error in zip(batch, answer.arrays, answer.fields["errors"], strict=True):
@@ -307,10 +321,10 @@ class Batch:
         return cls(len(items), sum(lengths) / SAMPLE_RATE, padding / SAMPLE_RATE, fields["seconds"], queue, fields)
 
 
-def order_of(batch: Sequence[Item]) -> Letter:
+def order_of(batch: Sequence[Item], num_threads: int) -> Letter:
     """The letter that asks a replica for the batch."""
     items = [{"spell": item.spell, "moments": item.moments is not None} for item in batch]
-    fields = {"model": batch[0].key.model, "layer": batch[0].key.layer, "items": items}
+    fields = {"model": batch[0].key.model, "layer": batch[0].key.layer, "items": items, "num_threads": num_threads}
     return Letter(fields, [item.wave for item in batch] + [i.moments for i in batch if i.moments is not None])
 
 

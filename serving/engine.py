@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,8 @@ class Engine:
         self._processes = [*processes]
         self.cards: dict[str, Card] = {}
         self.replicas: list[Process | Thread] = []
+        self._num_holders, self._free = 0, asyncio.Event()
+        self._free.set()
         self.batcher = Batcher(
             max_seconds=settings.max_queue_seconds,
             max_batch_seconds=settings.max_batch_seconds,
@@ -95,6 +98,8 @@ class Engine:
             raise ValueError("model: found it changing while it was loaded, wanted it whole: reload it again")
         self.cards = cards_of(introductions[0])
         self.batcher.pace = float(np.mean([introduction.fields["pace"] for introduction in introductions]))
+        cores = {replica.place.core for replica in self.replicas if isinstance(replica, Process)}
+        self.batcher.num_cores = max(1, len(cores))
         self.batcher.start(self.replicas, self._replace)
 
     async def _load(self, process: Process) -> Letter:
@@ -124,7 +129,25 @@ class Engine:
     def _digests(self) -> dict[str, str]:
         return {name: card.digest for name, card in self.cards.items()}
 
-    async def retire(self, timeout: float | None) -> None:
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep it from ending while something may still be asked of it."""
+        self._num_holders += 1
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._num_holders -= 1
+            if not self._num_holders:
+                self._free.set()
+
+    async def retire(self, timeout: float) -> None:
+        """End once nobody holds it any more, and in any case after so long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._free.wait(), timeout)
+        await self.close(self.settings.drain_seconds)
+
+    async def close(self, timeout: float) -> None:
         """Finish what was admitted, at most for so long, and end."""
         await self.batcher.close(timeout)
         await self.stop()
@@ -190,7 +213,7 @@ class Work:
         """The clip's frames (T, D), or units (T,); ApiError where it makes none in time."""
         if not self.items:
             raise ApiError(
-                422, "invalid_option", f"{self.clip.label}: found no frame from start to end, wanted at least one"
+                422, "no_frames", f"{self.clip.label}: found no frame from start to end, wanted at least one"
             )
         remaining = self.items[0].ticket.deadline - time.monotonic()
         try:

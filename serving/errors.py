@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from serving.schemas import ErrorEnvelope, Fault
+from serving.schemas import ErrorEnvelope, Fault, Refusal
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -47,8 +47,12 @@ def late(message: str) -> ApiError:
 
 
 def envelope(scope: Scope, error: ApiError) -> Response:
-    """`error` as the answer to the request of `scope`."""
-    body = ErrorEnvelope(error=fault_of(scope, error)).model_dump_json()
+    """`error` as the answer to the request of `scope`, in the form that its clients read."""
+    fault = fault_of(scope, error)
+    if scope["path"].startswith("/v2"):
+        body = Refusal(error=fault.message, code=fault.code, request_id=fault.request_id).model_dump_json()
+    else:
+        body = ErrorEnvelope(error=fault).model_dump_json()
     return Response(body, error.status, error.headers, media_type="application/json")
 
 

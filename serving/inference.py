@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from serving import schemas
 from serving.answers import Part, json_object, merged, pieces_of
+from serving.engine import Wanted
 from serving.errors import ApiError, describe_all, shorten
 from serving.intake import Clip, Upload, relabel
 from serving.requests import admit
-from serving.service import Service, Wanted
+from serving.service import Service
 from serving.settings import Settings
 from serving.speech import Card, layer_of, shape
 from serving.tensors import InferenceRequest, Parameters, Tensor, bad, parse, refuse_extensions

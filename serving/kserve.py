@@ -13,32 +13,23 @@ where /v1 answers {"error": {"code", "message", "request_id"}}.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.responses import Response
 from pydantic import Field
 
 from serving import schemas
-from serving.errors import ApiError, one_line, shorten
+from serving.cards import Card
+from serving.errors import ApiError, shorten
 from serving.inference import ACCEPTED, VERSION, infer
-from serving.requests import UsesService
+from serving.requests import UsesService, find_card
 from serving.service import Service
-from serving.speech import Card, find_card
 from serving.tensors import InferenceRequest
-
-
-class Refusal(schemas.Message):
-    """The body of every answer of these routes that is not 200."""
-
-    error: Annotated[str, Field(description="one line: the thing, the found value, the wanted value")]
-    code: str
-    request_id: str
 
 
 class TensorMetadata(schemas.Message):
@@ -86,47 +77,25 @@ class InferenceAnswer(schemas.Message):
     outputs: list[TensorOutput]
 
 
-class Route(APIRoute):
-    """A route whose errors are written for the protocol's clients."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with its errors caught."""
-        handle = super().get_route_handler()
-
-        async def handle_plainly(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ApiError as error:
-                return refuse(request, error)
-
-        return handle_plainly
-
-
-def refuse(request: Request, error: ApiError) -> Response:
-    """The error as these routes answer it."""
-    body = Refusal(error=one_line(error.message), code=error.code, request_id=request.scope["state"]["request_id"])
-    return JSONResponse(body.model_dump(), error.status, error.headers)
-
-
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "A request that does not fit together, or no readable audio"},
-    401: {"model": Refusal, "description": "No API key, where one is needed, or an unknown one"},
-    403: {"model": Refusal, "description": "An API key that may not use this model"},
-    404: {"model": Refusal, "description": "A model or a version that is not loaded"},
-    408: {"model": Refusal, "description": "The body or the result did not come in time"},
-    413: {"model": Refusal, "description": "Too many bytes or too many seconds"},
-    415: {"model": Refusal, "description": "A Content-Encoding that is not accepted"},
-    429: {"model": Refusal, "description": "More than the queue or the key's quota takes"},
-    503: {"model": Refusal, "description": "Not ready yet, or about to stop"},
+    400: {"model": schemas.Refusal, "description": "A request that does not fit together, or no readable audio"},
+    401: {"model": schemas.Refusal, "description": "No API key, where one is needed, or an unknown one"},
+    403: {"model": schemas.Refusal, "description": "An API key that may not use this model"},
+    404: {"model": schemas.Refusal, "description": "A model or a version that is not loaded"},
+    408: {"model": schemas.Refusal, "description": "The body or the result did not come in time"},
+    413: {"model": schemas.Refusal, "description": "Too many bytes or too many seconds"},
+    415: {"model": schemas.Refusal, "description": "A Content-Encoding that is not accepted"},
+    422: {"model": schemas.Refusal, "description": "An option that is not accepted"},
+    429: {"model": schemas.Refusal, "description": "More than the queue or the key's quota takes"},
+    503: {"model": schemas.Refusal, "description": "Not ready yet, or about to stop"},
 }
-ASKED = {status: REFUSALS[status] for status in (401, 403, 404, 429, 503)}
-routes = APIRouter(tags=["inference protocol"], route_class=Route)
+ASKED = {status: REFUSALS[status] for status in (401, 403, 404, 422, 429, 503)}
+routes = APIRouter(tags=["inference protocol"])
 
 
 async def the_card(model: str, request: Request, service: UsesService) -> Card:
     """The model in the path; ApiError 404 where it, or the version, is not loaded, 403 where the key is for others."""
-    card = find_card(service, model)
-    request.state.visit.allow(card.name)
+    card = find_card(request.state.visit, service, model)
     found = request.path_params.get("version", VERSION)
     if found != VERSION:
         raise ApiError(404, "no_such_version", f"version of {card.name}: found {shorten(found)}, wanted {VERSION}")
@@ -327,10 +296,3 @@ async def inference(request: Request, service: UsesService, card: UsesCard) -> R
     ledger.num_rows += num_rows
     ledger.last_ms = round(1000 * time.time())
     return answer
-
-
-@routes.api_route("/v2/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
-async def unknown(request: Request) -> Response:
-    """Extensions of the protocol that this server lacks."""
-    found = f"{request.method} {request.url.path}"[:100]
-    raise ApiError(404, "not_found", f"{found}: found no such path and method, wanted one that /openapi.json lists")

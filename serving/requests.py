@@ -9,9 +9,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
-from serving.batcher import Ticket, settle
+from serving.batcher import ClosedError, FullError, Ticket, settle
+from serving.cards import Card
+from serving.engine import Wanted, Work
+from serving.errors import ApiError, draining, overloaded, shorten
 from serving.intake import Clip
-from serving.service import Service, Wanted, Work
+from serving.service import Service
+from serving.visit import Visit
 
 
 def the_service(request: Request) -> Service:
@@ -23,6 +27,22 @@ def the_service(request: Request) -> Service:
 UsesService = Annotated[Service, Depends(the_service)]
 
 
+def find_card(visit: Visit, service: Service, name: str | None) -> Card:
+    """The model of that name, or the first. A request keeps the engine in which it finds it.
+
+    ApiError 404 where there is none, 403 where the key is for others.
+    """
+    engine = service.engine
+    cards = engine.cards
+    if name is not None and name not in cards:
+        raise ApiError(404, "no_such_model", f"model: found {shorten(name)}, wanted one of {', '.join(cards)}")
+    card = next(iter(cards.values())) if name is None else cards[name]
+    visit.allow(card.name)
+    visit.exit.enter_context(engine.hold())
+    visit.engine = engine
+    return card
+
+
 async def admit(request: Request, service: Service, wanted: Wanted, clips: Sequence[Clip]) -> list[Work]:
     """Give the clips to the model. Their place in the queue is kept until the answer has been sent or the client gone.
 
@@ -30,9 +50,15 @@ async def admit(request: Request, service: Service, wanted: Wanted, clips: Seque
     """
     if not clips:
         return []
-    visit = request.state.visit
+    visit: Visit = request.state.visit
+    assert visit.engine is not None, "a model is found before anything is given to it"
     visit.charge(sum(clip.seconds for clip in clips))
-    ticket, works = service.submit(wanted, clips, visit.deadline)
+    try:
+        ticket, works = visit.engine.submit(wanted, clips, visit.deadline)
+    except FullError as error:
+        raise overloaded(str(error), error.retry_seconds) from None
+    except ClosedError:
+        raise draining() from None
     visit.exit.enter_context(ticket)
     if service.tracing is not None:
         visit.exit.callback(service.tracing.record, ticket, service.tracing.here())

@@ -96,6 +96,7 @@ class Embeddings(Message):
     """The answer of /v1/embeddings."""
 
     model: str
+    digest: Annotated[str, Field(description="of the model's published folder")]
     layer: Annotated[int | list[float], Field(description="the layer, or every layer's weight")]
     pooling: Literal["none", "mean", "attentive"]
     normalise: Literal["none", "l2", "utterance"]
@@ -117,6 +118,7 @@ class Units(Message):
     """The answer of /v1/units."""
 
     model: str
+    digest: Annotated[str, Field(description="of the model's published folder")]
     num_units: int
     frame_ms: Annotated[int, Field(description="milliseconds from one frame to the next")]
     results: list[UnitSequence]
@@ -165,3 +167,11 @@ class ErrorEnvelope(Message):
     """The body of every answer that is not 200."""
 
     error: Fault
+
+
+class Refusal(Message):
+    """The same for the routes /v2, whose clients read an error as a string."""
+
+    error: Annotated[str, Field(description="one line: the thing, the found value, the wanted value")]
+    code: str
+    request_id: str

@@ -10,10 +10,9 @@ from typing import Any
 
 from anyio import to_thread
 
-from serving.batcher import ClosedError, FullError, Ticket
-from serving.engine import Engine, Wanted, Work
-from serving.errors import draining, not_ready, overloaded
-from serving.intake import Clip, Decoder
+from serving.engine import Engine
+from serving.errors import draining, not_ready
+from serving.intake import Decoder
 from serving.metrics import Metrics
 from serving.process import Process
 from serving.settings import Settings
@@ -75,7 +74,7 @@ class Service:
     async def reload(self) -> bool:
         """Load the models' folders anew, then let the new ones take all further requests.
 
-        The old ones finish what they were admitted with. Where the new ones cannot be loaded the old ones stay.
+        The old ones stay for the requests and streams that found them. Where the new ones cannot be loaded they go on.
         """
         async with self._reloading:
             old, new = self._engine, Engine(self.settings, self.metrics)
@@ -87,7 +86,7 @@ class Service:
                 return False
             self._take(new)
             if old is not None:
-                task = asyncio.create_task(old.retire(self.settings.request_seconds))
+                task = asyncio.create_task(old.retire(self.settings.max_stream_seconds))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
             self.metrics.reloads.labels("done").inc()
@@ -114,21 +113,12 @@ class Service:
         self.drain()
         async with self._reloading:
             engines = [self._engine] if self._engine else []
-            await asyncio.gather(*(engine.retire(self.settings.drain_seconds) for engine in engines))
+            await asyncio.gather(*(engine.close(self.settings.drain_seconds) for engine in engines))
             for task in self._retiring:
                 task.cancel()
             await asyncio.gather(*self._retiring, return_exceptions=True)
         if self.tracing is not None:
             await to_thread.run_sync(self.tracing.close)
-
-    def submit(self, wanted: Wanted, clips: Sequence[Clip], deadline: float) -> tuple[Ticket, list[Work]]:
-        """Admit all of the clips or none: ApiError 429, or 503 while draining."""
-        try:
-            return self.engine.submit(wanted, clips, deadline)
-        except FullError as error:
-            raise overloaded(str(error), error.retry_seconds) from None
-        except ClosedError:
-            raise draining() from None
 
 
 def signatures(models: Mapping[str, Path]) -> list[Any]:

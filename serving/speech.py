@@ -16,10 +16,11 @@ from pydantic_core import to_json
 from serving import schemas
 from serving.answers import NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
 from serving.cards import Card
+from serving.engine import Wanted, Work
 from serving.errors import ApiError, fault_of, shorten
 from serving.intake import REQUEST_BODY, Clip, Upload, read_uploads
-from serving.requests import UsesService, admit
-from serving.service import Service, Wanted, Work
+from serving.requests import UsesService, admit, find_card
+from serving.service import Service
 from serving.wire import Array
 from sonorant.inference import FRAME_MS
 
@@ -60,8 +61,7 @@ async def embeddings(
     request: Request, service: UsesService, options: Annotated[schemas.EmbeddingOptions, Query()]
 ) -> Response:
     """One vector for every frame of the audio, or one for all of it."""
-    card = find_card(service, options.model)
-    request.state.visit.allow(card.name)
+    card = find_card(request.state.visit, service, options.model)
     if options.pooling not in card.poolings:
         wanted = " or ".join(card.poolings)
         raise ApiError(422, "invalid_option", f"query pooling: found {options.pooling}, wanted {wanted}: model's own")
@@ -72,6 +72,7 @@ async def embeddings(
     layer = layer_of(card, options)
     head = {
         "model": card.name,
+        "digest": card.digest,
         "layer": layer if isinstance(layer, int) else list(layer),
         "pooling": options.pooling,
         "normalise": options.normalise,
@@ -93,8 +94,7 @@ async def embeddings(
 )
 async def units(request: Request, service: UsesService, options: Annotated[schemas.UnitOptions, Query()]) -> Response:
     """One unit token for every frame of the audio, or each run of equal units once."""
-    card = find_card(service, options.model)
-    request.state.visit.allow(card.name)
+    card = find_card(request.state.visit, service, options.model)
     if not card.num_units:
         raise ApiError(422, "invalid_option", f"model {card.name}: found no codebook, wanted one to make units")
 
@@ -104,7 +104,7 @@ async def units(request: Request, service: UsesService, options: Annotated[schem
         kept, durations_ms = deduplicate(found)
         return {"units": kept, "durations_ms": durations_ms}
 
-    head = {"model": card.name, "num_units": card.num_units, "frame_ms": FRAME_MS}
+    head = {"model": card.name, "digest": card.digest, "num_units": card.num_units, "frame_ms": FRAME_MS}
     wanted = Wanted(card, card.layer, spell=True, span=span_of(options))
     return await respond(request, service, wanted, head, finish)
 
@@ -118,16 +118,6 @@ async def models(request: Request, service: UsesService) -> Response:
 
 
 # ------------------------------------------------------------------------------------------------------- options
-
-
-def find_card(service: Service, name: str | None) -> Card:
-    """The model of that name, or the first."""
-    cards = service.engine.cards
-    if name is None:
-        return next(iter(cards.values()))
-    if name not in cards:
-        raise ApiError(404, "no_such_model", f"model: found {shorten(name)}, wanted one of {', '.join(cards)}")
-    return cards[name]
 
 
 def layer_of(card: Card, options: schemas.EmbeddingOptions) -> int | tuple[float, ...]:

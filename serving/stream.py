@@ -34,9 +34,9 @@ from serving.engine import Wanted
 from serving.errors import ApiError, describe_all, draining, fault_of, overloaded, shorten
 from serving.gate import Visit
 from serving.intake import Clip
+from serving.requests import find_card
 from serving.schemas import Message
 from serving.service import Service
-from serving.speech import find_card
 from sonorant.inference import FRAME_MS, SAMPLE_RATE, STREAM, Cut, Listener, Speller, Window
 
 MAX_MESSAGE_BYTES = 1 << 18
@@ -120,8 +120,7 @@ async def converse(websocket: WebSocket, service: Service) -> None:
     """All that is said after the handshake; ApiError where it ends badly."""
     reader = Reader(websocket, service)
     begin = begin_of(await reader.read())
-    cut, card = begin.cut(), find_card(service, begin.model)
-    websocket.state.visit.allow(card.name)
+    cut, card = begin.cut(), find_card(websocket.state.visit, service, begin.model)
     if card.codebook is None:
         raise ApiError(422, "invalid_option", f"model {card.name}: found no codebook, wanted one to make units")
     about = begin.model_dump(exclude={"model"})
@@ -266,7 +265,6 @@ class Hearing:
 
     def __init__(self, websocket: WebSocket, service: Service, wanted: Wanted, cut: Cut) -> None:
         self.websocket, self.service, self.wanted = websocket, service, wanted
-        self.engine = service.engine
         self.visit: Visit = websocket.state.visit
         self.patience = self.visit.deadline - self.visit.started
         assert wanted.card.codebook is not None, "only a model with a codebook is listened with"
@@ -305,7 +303,8 @@ class Hearing:
         deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
         while True:
             try:
-                ticket, [work] = self.engine.submit(self.wanted, [clip], deadline)
+                assert self.visit.engine is not None, "the model is found first"
+                ticket, [work] = self.visit.engine.submit(self.wanted, [clip], deadline)
                 break
             except FullError as error:
                 if time.monotonic() + pause > deadline:

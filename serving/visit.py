@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serving.errors import ApiError, shorten
 from serving.keys import Account
+
+if TYPE_CHECKING:
+    from serving.engine import Engine
 
 
 @dataclass(eq=False)
@@ -14,7 +18,7 @@ class Visit:
     """A request while it is in hand.
 
     account: of its key, where keys are needed. exit: what is given back once its answer has been sent.
-    status: of the answer that has begun, else 0; 101 for a WebSocket that was accepted.
+    status: of the answer that has begun, else 0; 101 for a WebSocket that was accepted. engine: the one it goes to.
     """
 
     request_id: str
@@ -24,6 +28,7 @@ class Visit:
     exit: ExitStack = field(default_factory=ExitStack)
     audio_seconds: float = 0.0
     status: int = 0
+    engine: Engine | None = None
 
     def may_use(self, model: str) -> bool:
         """Whether the key is one for that model."""

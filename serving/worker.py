@@ -49,6 +49,9 @@ def start(order: Mapping[str, Any]) -> tuple[Models, list[float]]:
     import torch
 
     if order["core"] is not None:
+        # The other threads that a lone request may take begin here, where they may run on any core.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.zeros(1 << 20).exp_()
         os.sched_setaffinity(0, {order["core"]})
     torch.set_num_threads(1)
     models = {
@@ -131,7 +134,7 @@ def unpack_moments(packed: Array) -> Moments:
 
 
 def perform(models: Models, order: Letter) -> Letter:
-    """Run one batch: {model, layer, items: [{spell, moments}]} with a wave for each item and the moments of some.
+    """Run one batch: {model, layer, num_threads, items: [{spell, moments}]}, a wave for each item, the moments of some.
 
     The answer has for each item an array, or [] and what was wrong with it.
     """
@@ -139,6 +142,7 @@ def perform(models: Models, order: Letter) -> Letter:
     arrays = iter(order.arrays)
     waves = [next(arrays) for _ in items]
     moments = [unpack_moments(next(arrays)) if item["moments"] else None for item in items]
+    use_threads(order.fields["num_threads"])
     started = time.perf_counter()
     outcomes = run(speech, layer, waves, moments, [item["spell"] for item in items])
     fields = {
@@ -148,6 +152,14 @@ def perform(models: Models, order: Letter) -> Letter:
         "device_bytes": speech.device_bytes(),
     }
     return Letter(fields, [np.zeros(0) if isinstance(outcome, dict) else outcome for outcome in outcomes])
+
+
+def use_threads(count: int) -> None:
+    """Divide what can be divided among so many threads."""
+    import torch
+
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def run(

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -178,6 +178,7 @@ def test_what_cannot_be_answered_with_is_refused_before_the_work(client, speech,
     assert len(speech.batches) == before
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     arrays.arrays(np.float32, arrays.array_shapes(max_dims=2, max_side=700), elements=st.floats(-1e6, 1e6, width=32))
 )

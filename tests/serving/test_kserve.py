@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from serving.app import create_app
-from serving.kserve import Refusal
+from serving.schemas import Refusal
 from serving.settings import Settings
 from tests.serving.conftest import FakeSpeech
 

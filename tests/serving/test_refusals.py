@@ -120,7 +120,7 @@ def test_bodies(client, path, headers, body, status, code, words):
         ("/v1/embeddings?pooling=mean&normalise=utterance", ["query normalise"]),
         ("/v1/units?start=nan", ["query start"]),
         ("/v1/units?start=2&end=1", ["query end: found 1", "start, which is 2"]),
-        ("/v1/units?start=1.5", ["audio: found no frame from start to end"]),
+
         (f"/v1/embeddings?layer={'9' * 5000}", ["query layer: found"]),
         ("/v1/embeddings?pooling=max", ["query pooling: found 'max'", "'mean'"]),
         ("/v1/embeddings?pool=mean", ["query pool", "unknown option"]),
@@ -133,8 +133,13 @@ def test_options(client, path, words):
     check(client.post(path, content=audio(), headers=WAV), 422, "invalid_option", *words)
 
 
+def test_a_stretch_beyond_the_end(client):
+    answer = client.post("/v1/units?start=1.5", content=audio(), headers=WAV)
+    check(answer, 422, "no_frames", "audio: found no frame from start to end")
+
+
 def test_paths_and_methods(client):
-    check(client.get("/"), 404, "not_found", "GET /:", "/openapi.json")
+    check(client.get("/nowhere"), 404, "not_found", "GET /nowhere:", "/openapi.json")
     check(client.post("/v1/units/"), 404, "not_found")
     check(client.get("/docs%0a%ff"), 404, "not_found")
     answer = client.get("/v1/units")
