@@ -11,7 +11,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -119,11 +120,12 @@ class Batcher:
         self.max_seconds, self.max_batch_seconds, self.observe = max_seconds, max_batch_seconds, observe
         self.waiting: list[Item] = []
         self._samples = 0  # of audio admitted whose answers are not yet sent
-        self.draining = False
+        self.draining = self._closed = False
         self.pace = 1e9
         """Operations one replica does in a second, smoothed."""
         self.num_cores = 1
         """That the replicas have together, one each: what a lone request may take."""
+        self._num_held = 0  # of `hold`
         self._running = 0.0  # operations in the replicas' hands
         self._num_free = 0  # replicas that have none
         self._shared = 0.0  # when two replicas last had some at once
@@ -141,12 +143,12 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------------ admission
 
-    def admit(self, items: list[Item], *, seconds: float, deadline: float) -> Ticket:
+    def admit(self, items: list[Item], *, seconds: float, deadline: float, held: bool = False) -> Ticket:
         """Take all of `items`, of a request with so much audio, or none; their results are in time or LateError.
 
-        Raises FullError, or ClosedError while draining.
+        Raises FullError, or ClosedError while draining; where they are `held`, see `hold`, only once that has ended.
         """
-        if self.draining:
+        if self._closed or (self.draining and not held):
             raise ClosedError("queue: found it closed, wanted it open")
         if self.seconds + seconds > self.max_seconds:
             raise FullError(
@@ -191,6 +193,17 @@ class Batcher:
 
     # -------------------------------------------------------------------------------------------------- closing
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While it lasts a drain does not end: what goes on over many admissions, and was begun, may be finished."""
+        self._num_held += 1
+        try:
+            yield
+        finally:
+            self._num_held -= 1
+            if self.draining:
+                self._wake(len(self._idle))
+
     def drain(self) -> None:
         """Admit nothing more; what was admitted will be done."""
         self.draining = True
@@ -201,6 +214,7 @@ class Batcher:
         self.drain()
         if self._servers:
             _, late = await asyncio.wait(self._servers, timeout=timeout)
+            self._closed = True
             for server in late:
                 server.cancel()
             await asyncio.gather(*self._servers, return_exceptions=True)
@@ -221,7 +235,7 @@ class Batcher:
         while True:
             self._num_free += 1
             while not (batch := self._choose()):
-                if self.draining:
+                if self.draining and not self._num_held:
                     return
                 idle = asyncio.get_running_loop().create_future()
                 self._idle.append(idle)

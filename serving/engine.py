@@ -158,12 +158,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------- work
 
-    def submit(self, wanted: Wanted, clips: Sequence[Clip], deadline: float) -> tuple[Ticket, list[Work]]:
-        """Admit all of the clips or none."""
+    def submit(
+        self, wanted: Wanted, clips: Sequence[Clip], deadline: float, held: bool = False
+    ) -> tuple[Ticket, list[Work]]:
+        """Admit all of the clips or none. `held`: what they belong to holds the queue, see `Batcher.hold`."""
         works = [Work.plan(wanted, clip) for clip in clips]
         items = [item for work in works for item in work.items]
         seconds = sum(clip.seconds for clip in clips)
-        return self.batcher.admit(items, seconds=seconds, deadline=deadline), works
+        return self.batcher.admit(items, seconds=seconds, deadline=deadline, held=held), works
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,11 @@ class WebSocketProtocol(Protocol, WebSocketsSansIOProtocol):
             self.transport.write(answer.serialize())
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """The server stops: a conversation is brought to its end by the app, which has been told."""
+        if self.close_sent or not self.handshake_complete:
+            super().shutdown()
+
     def _refuse(self, answer: Response) -> Response:
         """`answer`, which has no envelope, with one."""
         code = "method_not_allowed" if answer.status_code == 405 else "bad_request"

@@ -7,7 +7,8 @@ come binary messages of samples, cut anywhere, and {"type": "end"} in JSON; the 
 those of `Speech.stream_units` with the same windows, however the samples are cut into messages.
 
 A client that sends faster than the model works is not read from meanwhile. A stream keeps the model that it began
-with: after a reload of the models its units still come from one codebook.
+with, over a reload too, for its units must come from one codebook. Where the server stops, what was heard is answered
+first.
 
 Closed with: 1000 done · 1003 a message of the wrong kind · 1007 samples that are none · 1008 what is not allowed, or
 nothing sent for too long · 1009 too large · 1011 a fault of the server · 1012 the server stops · 1013 too much work.
@@ -127,15 +128,17 @@ async def converse(websocket: WebSocket, service: Service) -> None:
     about |= {"model": card.name, "digest": card.digest, "num_units": card.num_units, "frame_ms": FRAME_MS}
     about |= {"latency_ms": begin.step_ms + begin.look_ahead_ms, "request_id": websocket.state.request_id}
     hearing = Hearing(websocket, service, Wanted(card, card.layer), cut)
-    await websocket.send_json({"type": "ready", **about})
     samples = Samples16() if begin.format == "s16le" else Samples32()
-    while (message := await reader.read()) is not None:
-        if isinstance(message, str):
-            check_end(message)
-            break
-        await hearing.hear(samples.read(message))
-    samples.finish()
-    await hearing.finish()
+    with hearing.engine.batcher.hold():
+        await websocket.send_json({"type": "ready", **about})
+        while (message := await reader.read()) is not None:
+            if isinstance(message, str):
+                check_end(message)
+                break
+            await hearing.hear(samples.read(message))
+        if message is not None:
+            samples.finish()
+        await hearing.finish()
     await websocket.close(1012 if message is None else 1000, "draining" if message is None else "done")
 
 
@@ -266,6 +269,8 @@ class Hearing:
     def __init__(self, websocket: WebSocket, service: Service, wanted: Wanted, cut: Cut) -> None:
         self.websocket, self.service, self.wanted = websocket, service, wanted
         self.visit: Visit = websocket.state.visit
+        assert self.visit.engine is not None, "the model is found first"
+        self.engine = self.visit.engine
         self.patience = self.visit.deadline - self.visit.started
         assert wanted.card.codebook is not None, "only a model with a codebook is listened with"
         self.listener, self.speller = Listener(cut), Speller(wanted.card.codebook)
@@ -303,8 +308,7 @@ class Hearing:
         deadline, pause = time.monotonic() + self.patience, FIRST_PAUSE
         while True:
             try:
-                assert self.visit.engine is not None, "the model is found first"
-                ticket, [work] = self.visit.engine.submit(self.wanted, [clip], deadline)
+                ticket, [work] = self.engine.submit(self.wanted, [clip], deadline, held=True)
                 break
             except FullError as error:
                 if time.monotonic() + pause > deadline:

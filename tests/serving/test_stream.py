@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from serving.app import create_app
 from serving.batcher import Ticket
 from serving.schemas import Fault
 from serving.settings import Settings
-from sonorant.inference import STREAM, Codebook, Cut, Speech
+from sonorant.inference import STREAM, Codebook, Cut, Speech, load
 from tests.serving.conftest import FakeSpeech, ready_client
 from tests.tiny import make_encoder, noise
 
@@ -369,3 +371,97 @@ def test_many_streams_at_once_keep_apart(server):
 
     for units, loudness in zip(asyncio.run(run_all()), (1, 2, 3), strict=True):
         assert units == [3 * loudness] * 199  # the published layer is three times the samples
+
+
+# ------------------------------------------------------------------------------------------- reloading and stopping
+
+
+def rest_of(socket: Any) -> tuple[list[int], dict[str, Any]]:
+    """The units that still come, and what is said last."""
+    units: list[int] = []
+    while (message := socket.receive_json())["type"] == "units":
+        units += message["units"]
+    return units, message
+
+
+def test_a_stream_keeps_its_model_over_a_reload(speech):
+    """Half of it is heard before, half after; the units are those of one recording."""
+    app = create_app(SECONDS, {"tiny": speech})
+    data = (3_000 * noise(40_000)).astype("<i2").tobytes()
+    with ready_client(app) as client:
+        expected, _ = heard(client, data, [5_000])
+        with client.websocket_connect(URL) as socket:
+            socket.send_json({})
+            assert socket.receive_json()["type"] == "ready"
+            socket.send_bytes(data[:40_000])
+            first = socket.receive_json()
+            old = app.state.service.engine
+            assert client.portal is not None
+            assert client.portal.call(app.state.service.reload)
+            assert app.state.service.engine is not old
+            socket.send_bytes(data[40_000:])
+            socket.send_json({"type": "end"})
+            units, done = rest_of(socket)
+            assert first["units"] + units == expected
+            assert done["type"] == "done"
+        while not all(server.done() for server in old.batcher._servers):  # pytest's timeout ends it
+            time.sleep(0.01)
+
+
+def test_what_was_heard_is_answered_when_the_server_stops(speech):
+    app = create_app(SECONDS, {"tiny": speech})
+    data = (3_000 * noise(20_000)).astype("<i2").tobytes()
+    with ready_client(app) as client:
+        expected, _ = heard(client, data, [5_000])
+        with client.websocket_connect(URL) as socket:
+            socket.send_json({})
+            assert socket.receive_json()["type"] == "ready"
+            socket.send_bytes(data + b"\0")  # and half a sample, which is lost
+            first = socket.receive_json()
+            app.state.service.drain()
+            units, done = rest_of(socket)
+            assert first["units"] + units == expected
+            assert (done["type"], done["num_frames"]) == ("done", len(expected))
+            with pytest.raises(WebSocketDisconnect) as closed:
+                socket.receive_json()
+            assert closed.value.code == 1012
+        with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect(URL):
+            pass
+        assert refused.value.status_code == 503
+
+
+def test_a_drain_that_takes_too_long_ends_the_stream(speech):
+    app = create_app(Settings(drain_seconds=0.3), {"tiny": speech})
+    with ready_client(app) as client, client.websocket_connect(URL) as socket:
+        socket.send_json({})
+        assert socket.receive_json()["type"] == "ready"
+        speech.may_run.clear()
+        socket.send_bytes(bytes(2 * 16_000))
+        time.sleep(0.1)
+        assert client.portal is not None
+        closing = client.portal.start_task_soon(app.state.service.close)
+        message = socket.receive_json()
+        speech.may_run.set()
+        closing.result()
+        assert message["error"]["code"] == "draining"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+        assert closed.value.code == 1012
+
+
+def test_a_process_that_is_told_to_stop_answers_what_it_heard(model, run_server):
+    server = run_server(model)
+    speech = load(model)
+    data = (3_000 * noise(20_000)).astype("<i2")
+    with connect(str(server.url).replace("http", "ws") + URL) as socket:
+        socket.send("{}")
+        assert json.loads(socket.recv())["type"] == "ready"
+        socket.send(data.tobytes())
+        units = json.loads(socket.recv())["units"]
+        server.process.send_signal(signal.SIGTERM)
+        with suppress(ConnectionClosed):
+            while True:
+                units += json.loads(socket.recv()).get("units", [])
+        assert socket.protocol.close_code == 1012
+        assert units == speech.stream_units(data.astype(np.float32) / np.float32(32_768)).tolist()
+    assert server.process.wait(timeout=30) in (0, -signal.SIGTERM)
