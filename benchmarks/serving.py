@@ -4,8 +4,8 @@
     python benchmarks/serving.py --size base --seconds 20
     python benchmarks/serving.py --only latency        # overload, and short requests behind long ones, alone
 
-Needs the extras `serve` and `dev`. A model with random weights is published (small: 6 layers of 384; base: 12 of 768;
-units from two thirds up), the audio is recorded speech from ../shared/data where that lies beside the checkout, else
+Needs the extras `serve` and `dev`. A model with random weights is published (small: 6 layers of 384; base: 12 of 768; units
+from the middle layer, as HuBERT's of layer 6 of 12), the audio is recorded speech from ../shared/data where that lies beside the checkout, else
 shaped noise. The plain app is what one writes in an afternoon: a `def` endpoint that decodes with
 soundfile, runs `HubertModel` on the one file and assigns the nearest centroid; FastAPI's threads spread requests over
 the cores, as many at once as there are cores, each with one torch thread (see --peer-threads).
@@ -142,7 +142,7 @@ def publish(folder: Path, size: str, recordings: Recordings) -> None:
     folder.mkdir()
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig.model_validate({**SIZES[size], **SHARED})).eval()
-    layer = 2 * encoder.config.num_layers // 3
+    layer = encoder.config.num_layers // 2
     save_encoder(encoder, folder, layer=layer)
     [frames] = Speech(encoder, layer).embed([recordings.wave(20)])
     chosen = np.random.default_rng(0).choice(len(frames), NUM_UNITS, replace=False)

@@ -86,6 +86,7 @@ class Speech:
         precision: str = "float32",
     ) -> None:
         self.encoder = encoder.eval()
+        self.encoder.stem.arrange()
         self.layer, self.codebook, self.about = layer, codebook, about or {}
         self.digest, self.precision = digest, precision
         self.num_layers = encoder.config.num_layers

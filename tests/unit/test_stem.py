@@ -102,14 +102,31 @@ def test_any_lengths_give_what_each_gives_alone(lengths: list[int], norm: str) -
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-9)
 
 
-def test_float32_is_as_good_as_torch_itself() -> None:
-    stem, waves = make_stem("group", widths=[32] * 7), packed([40_000])
+@pytest.mark.parametrize("chunk_frames", [1, 6, 7, 64])
+@pytest.mark.parametrize(("norm", "bias"), KINDS)
+def test_inference_by_pairs_gives_what_torch_does(
+    norm: str, bias: bool, chunk_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stem_module, "CPU_CHUNK_FRAMES", chunk_frames)
+    stem, waves = make_stem(norm, bias).eval(), packed(LENGTHS)
+    wanted, trained = slow(stem, waves, LENGTHS).detach(), stem.train()(waves, LENGTHS).detach()
+    stem.eval().arrange()
+    with torch.inference_mode():
+        found = stem(waves, LENGTHS)
+    assert not torch.equal(found, trained)  # the other way was taken
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_float32_is_as_good_as_torch_itself(inference: bool) -> None:
+    stem, waves = make_stem("group", widths=[32] * 7).eval(), packed([40_000])
     exact = slow(stem, waves, [40_000])
     single = copy.deepcopy(stem).float()
-    error, their_error = (
-        float((found.detach().double() - exact.detach()).abs().max())
-        for found in (single(waves.float(), [40_000]), slow(single, waves.float(), [40_000]))
-    )
+    with torch.inference_mode(inference):
+        error, their_error = (
+            float((found.detach().double() - exact.detach()).abs().max())
+            for found in (single(waves.float(), [40_000]), slow(single, waves.float(), [40_000]))
+        )
     assert error < 2 * their_error + 1e-6
 
 

@@ -42,10 +42,9 @@ def in_bfloat16(encoder: Encoder) -> Encoder:
     """A copy whose matrix products take bfloat16, but for the first and the last of the stem, which are small."""
     reduced = copy.deepcopy(encoder).requires_grad_(False)
     stem = reduced.stem
-    for index, weight in enumerate(stem.weights):
-        # In this order of memory the taps that the stem takes are views.
-        weight_KIO = weight.data.permute(2, 1, 0).contiguous()
-        weight.data = (weight_KIO.bfloat16() if index else weight_KIO).permute(2, 1, 0)
+    for weight in [*stem.weights][1:]:
+        weight.data = weight.data.bfloat16()
+    stem.arrange()
     for bias in [*stem.biases][1:]:
         bias.data = bias.data.bfloat16()
     for layer in reduced.context.layers:
