@@ -25,6 +25,10 @@ BATCH_SECONDS = 0.4
 """How long a batch of several waves may take: what a short request may have to wait for a core."""
 HANG_FACTOR, HANG_SECONDS = 20, 60
 """A replica that takes longer than so many times what is expected, and so many seconds, is lost."""
+LONG_SECONDS = 1.0
+"""A batch that takes longer is a long one; while short requests come, one replica takes none of those."""
+SHORT_MEMORY_SECONDS = 1.0
+"""How long a short request makes the next one likely."""
 ALONE_SECONDS = 0.5
 """A batch takes the idle replicas' cores too where no two batches have run at once for so long."""
 MAX_ATTEMPTS = 2
@@ -129,6 +133,8 @@ class Batcher:
         self._running = 0.0  # operations in the replicas' hands
         self._num_free = 0  # replicas that have none
         self._shared = 0.0  # when two replicas last had some at once
+        self._num_long = 0  # replicas that have a long batch
+        self._short = -math.inf  # when a short request last came
         self._idle: deque[asyncio.Future[None]] = deque()
         self._servers: list[asyncio.Task[None]] = []
 
@@ -160,15 +166,11 @@ class Batcher:
         ticket = Ticket(items, seconds, sum(item.operations for item in items), now, deadline, self._release)
         for item in items:
             item.ticket = ticket
-        rank = self._rank(ticket)
-        ahead = sum(item.operations for item in self.waiting if self._rank(item.ticket) <= rank)
-        own = max(ticket.operations / max(1, len(self._servers)), *(item.operations for item in items), 0.0)
-        wait = self._wait_for(ahead) + own / self.pace
-        if now + wait > deadline:
-            raise FullError(
-                f"queue: found {wait:.1f} s until this would be done, wanted at most {deadline - now:.1f} s",
-                now + wait - deadline,
-            )
+        longest = max((item.operations for item in items), default=0.0)
+        own = max(ticket.operations / max(1, len(self._servers)), longest) / self.pace
+        self._check_time(now, deadline, self._rank(ticket), own)
+        if ticket.operations / self.pace < LONG_SECONDS:
+            self._short = now
         for item in items:
             item.result = loop.create_future()
             # An error of a result nobody waits for any more is no news.
@@ -177,6 +179,21 @@ class Batcher:
         self._samples += round(seconds * SAMPLE_RATE)
         self._wake(len(items))
         return ticket
+
+    def check_time(self, deadline: float) -> None:
+        """FullError where the queue is so long that not even a moment's audio could be done by then."""
+        now = time.monotonic()
+        self._check_time(now, deadline, now, 0.0)
+
+    def _check_time(self, now: float, deadline: float, rank: float, own: float) -> None:
+        ahead = self._wait_for(sum(item.operations for item in self.waiting if self._rank(item.ticket) <= rank))
+        # What waits will share a batch, and is done when all of it is.
+        wait = ahead + max(own, min(ahead, BATCH_SECONDS))
+        if now + wait > deadline:
+            raise FullError(
+                f"queue: found {wait:.1f} s until this would be done, wanted at most {max(0, deadline - now):.1f} s",
+                now + wait - deadline,
+            )
 
     def _release(self, ticket: Ticket) -> None:
         self._samples -= round(ticket.seconds * SAMPLE_RATE)
@@ -243,7 +260,9 @@ class Batcher:
             self._num_free -= 1
             num_threads = self._num_threads()
             operations = sum(item.operations for item in batch)
+            is_long = operations / self.pace > LONG_SECONDS
             self._running += operations
+            self._num_long += is_long
             try:
                 await self._run(replica, batch, operations, num_threads)
             except LostError:
@@ -255,6 +274,7 @@ class Batcher:
                 replica = await supply(replica)
             finally:
                 self._running -= operations
+                self._num_long -= is_long
 
     def _num_threads(self) -> int:
         """How many cores a batch may take that begins now: one, but for a request that comes alone."""
@@ -290,19 +310,22 @@ class Batcher:
         """The next batch, taken from the queue: what has been given up or is late is not in it."""
         now = time.monotonic()
         for item in self.waiting:
-            if item.ticket.deadline < now:
-                settle(item, LateError("queue: found the deadline past before this was begun"))
+            if item.ticket.deadline < now + item.operations / self.pace:
+                settle(item, LateError("queue: found too little time left to do this, wanted more"))
         self.waiting = [item for item in self.waiting if not item.result.done()]
-        if not self.waiting:
+        ranks = {item: self._rank(item.ticket) for item in self.waiting if self._may_begin(item, now)}
+        if not ranks:
+            if self.waiting:
+                asyncio.get_running_loop().call_later(SHORT_MEMORY_SECONDS, self._wake, 1)
             return []
-        ranks = {item: self._rank(item.ticket) for item in self.waiting}
-        first = min(self.waiting, key=ranks.__getitem__)
+        first = min(ranks, key=ranks.__getitem__)
         # What a replica was lost over goes alone.
-        alike = [item for item in self.waiting if item.key == first.key and not item.attempts and item is not first]
+        alike = [item for item in ranks if item.key == first.key and not item.attempts and item is not first]
         alike = [] if first.attempts else alike
         # Where other replicas have nothing to do, each is left its share.
         share = (sum(item.operations for item in alike) + first.operations) / self._num_free
-        room = min(share, BATCH_SECONDS * self.pace) - first.operations
+        time_left = min(BATCH_SECONDS, first.ticket.deadline - now)
+        room = min(share, time_left * self.pace) - first.operations
         seconds = self.max_batch_seconds * SAMPLE_RATE - len(first.wave)
         batch = [first]
         for item in sorted(alike, key=lambda item: (ranks[item], item.operations)):
@@ -313,6 +336,12 @@ class Batcher:
         taken = set(batch)
         self.waiting = [item for item in self.waiting if item not in taken]
         return batch
+
+    def _may_begin(self, item: Item, now: float) -> bool:
+        """Whether a free replica may take it: not the last one for a long one, while short requests come."""
+        if item.operations / self.pace <= LONG_SECONDS or len(self._servers) == 1:
+            return True
+        return self._num_long < len(self._servers) - 1 or now - self._short > SHORT_MEMORY_SECONDS
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from serving.answers import Part, json_object, merged, pieces_of
 from serving.engine import Wanted
 from serving.errors import ApiError, describe_all, shorten
 from serving.intake import Clip, Upload, relabel
-from serving.requests import admit
+from serving.requests import admit, check_time
 from serving.service import Service
 from serving.settings import Settings
 from serving.speech import Card, layer_of, shape
@@ -49,6 +49,7 @@ class Order:
 
 async def infer(request: Request, service: Service, card: Card, limiter: CapacityLimiter) -> tuple[Response, int]:
     """The answer to an inference request, and its number of rows. ApiError where there is none."""
+    check_time(request.state.visit)
     headers, body = request.headers, await request.body()
     encoding, length = headers.get("content-encoding", "identity"), headers.get("inference-header-content-length")
     reading = partial(parse, body, encoding, length, service.settings.max_body_bytes, ACCEPTED)

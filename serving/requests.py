@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -43,6 +44,24 @@ def find_card(visit: Visit, service: Service, name: str | None) -> Card:
     return card
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """The queue's refusals as answers."""
+    try:
+        yield
+    except FullError as error:
+        raise overloaded(str(error), error.retry_seconds) from None
+    except ClosedError:
+        raise draining() from None
+
+
+def check_time(visit: Visit) -> None:
+    """ApiError 429 where the queue is too long for anything to be done in time: before a body is read and decoded."""
+    assert visit.engine is not None, "a model is found before anything is given to it"
+    with refusing():
+        visit.engine.batcher.check_time(visit.deadline)
+
+
 async def admit(request: Request, service: Service, wanted: Wanted, clips: Sequence[Clip]) -> list[Work]:
     """Give the clips to the model. Their place in the queue is kept until the answer has been sent or the client gone.
 
@@ -53,12 +72,8 @@ async def admit(request: Request, service: Service, wanted: Wanted, clips: Seque
     visit: Visit = request.state.visit
     assert visit.engine is not None, "a model is found before anything is given to it"
     visit.charge(sum(clip.seconds for clip in clips))
-    try:
+    with refusing():
         ticket, works = visit.engine.submit(wanted, clips, visit.deadline)
-    except FullError as error:
-        raise overloaded(str(error), error.retry_seconds) from None
-    except ClosedError:
-        raise draining() from None
     visit.exit.enter_context(ticket)
     if service.tracing is not None:
         visit.exit.callback(service.tracing.record, ticket, service.tracing.here())

@@ -19,7 +19,7 @@ from serving.cards import Card
 from serving.engine import Wanted, Work
 from serving.errors import ApiError, fault_of, shorten
 from serving.intake import REQUEST_BODY, Clip, Upload, read_uploads
-from serving.requests import UsesService, admit, find_card
+from serving.requests import UsesService, admit, check_time, find_card
 from serving.service import Service
 from serving.wire import Array
 from sonorant.inference import FRAME_MS
@@ -168,6 +168,7 @@ async def respond(
 ) -> Response:
     """What the model makes of every file of the request, brought to its final form by `finish`."""
     media = choose_media(request)
+    check_time(request.state.visit)
     uploads = await read_uploads(request, service.settings)
     clips = await service.decoder.decode(uploads)
     if media != NDJSON:

@@ -306,6 +306,7 @@ def test_what_cannot_be_done_in_time_is_not_admitted(monkeypatch):
 
     async def test(bench: Bench) -> None:
         busy = await bench.hold()
+        monkeypatch.setattr("serving.batcher.BATCH_SECONDS", 0.5)
         waiting = [bench.admit(wave(2), deadline=10) for _ in range(4)]
         with pytest.raises(FullError, match=r"found 10.[0-9] s until this would be done, wanted at most 10.0 s") as e:
             bench.admit(wave(2), deadline=10)
@@ -314,6 +315,62 @@ def test_what_cannot_be_done_in_time_is_not_admitted(monkeypatch):
         await bench.release(busy, *waiting, short)
 
     run(test, monkeypatch)
+
+
+def test_a_long_queue_is_told_before_a_body_is_read(monkeypatch):
+    async def test(bench: Bench) -> None:
+        busy = await bench.hold()
+        bench.batcher.check_time(time.monotonic() + 1)
+        waiting = [bench.admit(wave(2)) for _ in range(5)]
+        for ticket in waiting:
+            ticket.arrived -= 100
+        with pytest.raises(FullError, match=r"until this would be done, wanted at most 5\.0 s"):
+            bench.batcher.check_time(time.monotonic() + 5)
+        bench.batcher.check_time(time.monotonic() + 30)
+        await bench.release(busy, *waiting)
+
+    run(test, monkeypatch)
+
+
+def test_what_can_no_longer_be_done_in_time_is_not_begun(monkeypatch):
+    """Half a second is left for a second of work."""
+
+    async def test(bench: Bench) -> None:
+        await bench.hold()
+        ticket = bench.admit(wave(1), deadline=1.5)
+        await asyncio.sleep(1)
+        [outcome] = await bench.release(ticket)
+        assert isinstance(outcome, LateError)
+
+    assert len(run(test, monkeypatch).batches) == 1
+
+
+def test_while_short_requests_come_one_replica_takes_no_long_ones(monkeypatch):
+    """Long ones wait for the first replica, though the second is free; a moment later they may have it too."""
+    monkeypatch.setattr("serving.batcher.SHORT_MEMORY_SECONDS", 0.5)
+
+    async def test(bench: Bench) -> None:
+        await bench.release(bench.admit(wave(0.1)))
+        for replica in bench.replicas:
+            replica.may_run.clear()
+        long = [bench.admit(wave(9)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert len(bench.batcher.waiting) == 1
+        short = bench.admit(wave(0.2))
+        await asyncio.sleep(0.05)
+        assert [len(item.wave) / SECOND for item in bench.batcher.waiting] == [9]
+        bench.replicas[0].may_run.set()
+        bench.replicas[1].may_run.set()
+        await bench.release(short, *long)
+        for replica in bench.replicas:
+            replica.may_run.clear()
+        await asyncio.sleep(0.6)
+        long = [bench.admit(wave(9)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert not bench.batcher.waiting
+        await bench.release(*long)
+
+    run(test, monkeypatch, num_replicas=2)
 
 
 def test_draining_finishes_what_was_admitted(monkeypatch):
