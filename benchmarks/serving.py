@@ -1,14 +1,14 @@
 """The embedding server against a plain FastAPI + transformers app with the same weights.
 
-    python benchmarks/serving.py                       # small model, float32 and bfloat16: ten minutes, two cores
-    python benchmarks/serving.py --size base --seconds 20
-    python benchmarks/serving.py --only latency        # overload, and short requests behind long ones, alone
+    python benchmarks/serving.py                              # HuBERT base: eighteen minutes on two cores
+    python benchmarks/serving.py --size small --seconds 6     # seven
+    python benchmarks/serving.py --only latency               # overload, and short requests behind long ones, alone
 
-Needs the extras `serve` and `dev`. A model with random weights is published (small: 6 layers of 384; base: 12 of 768; units
-from the middle layer, as HuBERT's of layer 6 of 12), the audio is recorded speech from ../shared/data where that lies beside the checkout, else
-shaped noise. The plain app is what one writes in an afternoon: a `def` endpoint that decodes with
-soundfile, runs `HubertModel` on the one file and assigns the nearest centroid; FastAPI's threads spread requests over
-the cores, as many at once as there are cores, each with one torch thread (see --peer-threads).
+Needs the extras `serve` and `dev`. A model with random weights is published (base: 12 layers of 768, small: 6 of 384;
+units from the middle layer, as HuBERT's of layer 6 of 12). The audio is recorded speech from ../shared/data where that
+lies beside the checkout, else shaped noise. The plain app is what one writes in an afternoon: a `def` endpoint that
+decodes with soundfile, runs `HubertModel` on the one file and assigns the nearest centroid; FastAPI's threads spread
+requests over the cores, as many at once as there are cores, each with one torch thread.
 
 All servers run throughout; each round asks one after the other, in closed loops of 1, 8 and 32 clients that send files
 of 3 s (fixed) or 0.8 to 12 s (mixed), so that they share the machine's moods. A ratio is ours over the plain app's
@@ -66,9 +66,9 @@ ALLOWED_SECONDS = 2.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6, help="that each load lasts in a round")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=20, help="that each load lasts in a round")
     parser.add_argument("--only", choices=("throughput", "latency"))
     parser.add_argument("--peer-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)  # the peer's own process

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import uvicorn
 from pydantic import ValidationError
 
-from serving.process import Process, places
+from serving.engine.process import Process, places
 from serving.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from serving.keys import Keys
-    from serving.service import Service
+    from serving.edge.keys import Keys
+    from serving.engine.service import Service
 
 
 class Server(uvicorn.Server):
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until told to stop; a fault in the settings, the keys or the model is one line and exit status 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["key"]:
-        from serving.keys import make_key
+        from serving.edge.keys import make_key
 
         make_key(arguments[1:])
         return
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             sys.exit(f"model {folder}: found no folder, wanted what `sonorant publish` wrote: name it with --model")
     if settings.keys_file is not None:
-        from serving.keys import read
+        from serving.edge.keys import read
 
         try:
             read(settings.keys_file)
@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve(app: FastAPI, settings: Settings) -> None:
     """Serve what `create_app` made until told to stop."""
+    from serving.edge.protocol import HttpProtocol, WebSocketProtocol
     from serving.logs import start_log
-    from serving.protocol import HttpProtocol, WebSocketProtocol
 
     start_log(settings.log_format)
     service: Service = app.state.service

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from serving import kserve, operation, pages, speech, stream
+from serving.edge.gate import Gate
+from serving.edge.guard import Cors, Guard
+from serving.edge.keys import Keys
+from serving.engine.process import Process
+from serving.engine.service import Service
 from serving.errors import use_envelope
-from serving.gate import Gate
-from serving.guard import Cors, Guard
-from serving.keys import Keys
 from serving.metrics import Metrics
-from serving.process import Process
-from serving.service import Service
+from serving.routes import kserve, operation, pages, speech, stream
 from serving.settings import Settings
 from serving.tracing import Traced
 from sonorant.inference import Speech

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
         float, Field(ge=0, allow_inf_nan=False, description="how often to look for a new model; 0: only on SIGHUP")
     ] = 0
 
-    keys_file: Annotated[Path | None, Field(description="the API keys, see serving/keys.py")] = None
+    keys_file: Annotated[Path | None, Field(description="the API keys, see serving/edge/keys.py")] = None
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.batcher import Ticket
+from serving.engine.batcher import Ticket
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -64,7 +64,7 @@ def test_the_serve_install_is_enough_for_the_server() -> None:
 import sys
 sys.path.insert(0, ".")
 from serving.__main__ import main
-import serving.app, serving.worker
+import serving.app, serving.engine.worker
 from serving.settings import Settings
 serving.app.create_app(Settings())
 print("ready")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from serving.answers import json_array, merged, npy
 from serving.app import create_app
+from serving.routes.answers import json_array, merged, npy
 from serving.schemas import Embeddings, ErrorEnvelope
 from serving.settings import Settings
 from sonorant.inference import read_wave

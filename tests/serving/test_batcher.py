@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from serving.batcher import (
+from serving.engine.batcher import (
     Batch,
     Batcher,
     ClosedError,
@@ -22,7 +22,7 @@ from serving.batcher import (
     WaveError,
     settle,
 )
-from serving.wire import Array, Letter
+from serving.engine.wire import Array, Letter
 
 UNITS, LAYER_3, LAYER_4 = Pass("tiny", 2), Pass("tiny", 3), Pass("tiny", 4)
 SECOND = 16_000
@@ -101,7 +101,7 @@ def wave(seconds: float, value: float = 1) -> Array:
 
 def run(test: Callable[[Bench], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, **options: float) -> Bench:
     """Run `test` with a batcher that has started and whose batches may take ten seconds."""
-    monkeypatch.setattr("serving.batcher.BATCH_SECONDS", 10)
+    monkeypatch.setattr("serving.engine.batcher.BATCH_SECONDS", 10)
     benches = []
 
     async def main() -> None:
@@ -145,7 +145,7 @@ def test_a_batch_takes_no_longer_than_it_may(monkeypatch):
 
     async def test(bench: Bench) -> None:
         await bench.hold()
-        monkeypatch.setattr("serving.batcher.BATCH_SECONDS", 2)
+        monkeypatch.setattr("serving.engine.batcher.BATCH_SECONDS", 2)
         await bench.release(*[bench.admit(wave(0.8)) for _ in range(5)])
 
     bench = run(test, monkeypatch)
@@ -235,8 +235,8 @@ def test_a_lost_replica_is_replaced_and_its_batch_done_again(monkeypatch):
 
 
 def test_a_replica_that_hangs_is_lost(monkeypatch):
-    monkeypatch.setattr("serving.batcher.HANG_SECONDS", 0.05)
-    monkeypatch.setattr("serving.batcher.HANG_FACTOR", 0)
+    monkeypatch.setattr("serving.engine.batcher.HANG_SECONDS", 0.05)
+    monkeypatch.setattr("serving.engine.batcher.HANG_FACTOR", 0)
 
     async def test(bench: Bench) -> None:
         busy = await bench.hold()
@@ -306,7 +306,7 @@ def test_what_cannot_be_done_in_time_is_not_admitted(monkeypatch):
 
     async def test(bench: Bench) -> None:
         busy = await bench.hold()
-        monkeypatch.setattr("serving.batcher.BATCH_SECONDS", 0.5)
+        monkeypatch.setattr("serving.engine.batcher.BATCH_SECONDS", 0.5)
         waiting = [bench.admit(wave(2), deadline=10) for _ in range(4)]
         with pytest.raises(FullError, match=r"found 10.[0-9] s until this would be done, wanted at most 10.0 s") as e:
             bench.admit(wave(2), deadline=10)
@@ -347,7 +347,7 @@ def test_what_can_no_longer_be_done_in_time_is_not_begun(monkeypatch):
 
 def test_while_short_requests_come_one_replica_takes_no_long_ones(monkeypatch):
     """Long ones wait for the first replica, though the second is free; a moment later they may have it too."""
-    monkeypatch.setattr("serving.batcher.SHORT_MEMORY_SECONDS", 0.5)
+    monkeypatch.setattr("serving.engine.batcher.SHORT_MEMORY_SECONDS", 0.5)
 
     async def test(bench: Bench) -> None:
         await bench.release(bench.admit(wave(0.1)))

@@ -382,9 +382,7 @@ def test_an_interrupted_run_goes_on(name, number, relay, audio, tmp_path):
     if number == signal.SIGINT:
         assert process.returncode == 130
         lines = said.splitlines()
-        assert lines == [
-            f"embed: interrupted; finished work is kept in {work}; run the same command again to go on"
-        ]
+        assert lines == [f"embed: interrupted; finished work is kept in {work}; run the same command again to go on"]
     relay.delay, middle = 0, relay.posts
     again = command(*words, output)
     assert again.returncode == 0

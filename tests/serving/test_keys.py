@@ -19,12 +19,12 @@ from starlette.websockets import WebSocketDisconnect
 
 from serving.__main__ import main
 from serving.app import create_app
+from serving.edge.keys import Account, Bucket, Key, Keys, read
+from serving.edge.traffic import HEADERS
 from serving.errors import ApiError
-from serving.keys import Account, Bucket, Key, Keys, read
 from serving.logs import Line, without_queries
 from serving.schemas import ErrorEnvelope
 from serving.settings import Settings
-from serving.traffic import HEADERS
 from tests.serving.conftest import FakeSpeech, ready_client
 from tests.serving.test_refusals import WAV, audio, check
 
@@ -149,7 +149,7 @@ def test_what_is_open_needs_no_key_and_nothing_else_is_open(guest):
 
 
 def test_the_digest_is_compared_with_every_key(guarded, monkeypatch):
-    from serving import keys
+    from serving.edge import keys
 
     compared: list[str] = []
     compare = keys.hmac.compare_digest
@@ -460,7 +460,7 @@ def test_the_log_tells_of_requests_and_no_secrets(lines, guarded, monkeypatch):
         def fail(*_: object) -> None:
             raise KeyError(secret) from ValueError(secret)
 
-        monkeypatch.setattr("serving.speech.choose_media", fail)
+        monkeypatch.setattr("serving.routes.speech.choose_media", fail)
         answer = client.post("/v1/units", content=audio(), headers={**WAV, **bearer(ALICE), "X-Request-ID": "job-1"})
         check(answer, 500, "internal", "job-1")
     text = stream.getvalue()

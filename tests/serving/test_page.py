@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from serving.pages import FOLDER, POLICY
+from serving.routes.pages import FOLDER, POLICY
 from tests.serving.browser import CHROMIUM, Page, browse
 from tests.serving.conftest import RunningServer
 

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from serving.app import create_app
-from serving.batcher import Ticket
+from serving.engine.batcher import Ticket
 from serving.schemas import Fault
 from serving.settings import Settings
 from sonorant.inference import STREAM, Codebook, Cut, Speech, load

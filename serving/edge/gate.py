@@ -13,11 +13,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from serving.edge.traffic import DENIAL, Incoming, Load, Outgoing
+from serving.edge.visit import Visit
 from serving.errors import ApiError, envelope
 from serving.metrics import Metrics
 from serving.settings import Settings
-from serving.traffic import DENIAL, Incoming, Load, Outgoing
-from serving.visit import Visit
 
 log = logging.getLogger("serving")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

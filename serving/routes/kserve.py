@@ -24,12 +24,12 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from serving import schemas
-from serving.cards import Card
+from serving.engine.cards import Card
+from serving.engine.service import Service
 from serving.errors import ApiError, shorten
-from serving.inference import ACCEPTED, VERSION, infer
-from serving.requests import UsesService, find_card
-from serving.service import Service
-from serving.tensors import InferenceRequest
+from serving.routes.inference import ACCEPTED, VERSION, infer
+from serving.routes.requests import UsesService, find_card
+from serving.routes.tensors import InferenceRequest
 
 
 class TensorMetadata(schemas.Message):

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from anyio import to_thread
 
-from serving.batcher import Batcher, ClosedError, Item, LateError, Pass, Replica, Ticket, WaveError
-from serving.cards import Card, cards_of
+from serving.engine.batcher import Batcher, ClosedError, Item, LateError, Pass, Replica, Ticket, WaveError
+from serving.engine.cards import Card, cards_of
+from serving.engine.process import Process, places
+from serving.engine.wire import Array, Letter, LostError
+from serving.engine.worker import introduce, perform, warm_up
 from serving.errors import ApiError, draining, late
-from serving.intake import Clip, relabel
 from serving.metrics import Metrics
-from serving.process import Process, places
+from serving.routes.intake import Clip, relabel
 from serving.settings import Settings
-from serving.wire import Array, Letter, LostError
-from serving.worker import introduce, perform, warm_up
 from sonorant.inference import FRAME_MS, LONG, Cut, Speech, Window, frames_within
 
 log = logging.getLogger("serving")

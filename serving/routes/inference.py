@@ -15,16 +15,16 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
 from serving import schemas
-from serving.answers import Part, json_object, merged, pieces_of
-from serving.engine import Wanted
+from serving.engine.engine import Wanted
+from serving.engine.service import Service
+from serving.engine.wire import Array
 from serving.errors import ApiError, describe_all, shorten
-from serving.intake import Clip, Upload, relabel
-from serving.requests import admit, check_time
-from serving.service import Service
+from serving.routes.answers import Part, json_object, merged, pieces_of
+from serving.routes.intake import Clip, Upload, relabel
+from serving.routes.requests import admit, check_time
+from serving.routes.speech import Card, layer_of, shape
+from serving.routes.tensors import InferenceRequest, Parameters, Tensor, bad, parse, refuse_extensions
 from serving.settings import Settings
-from serving.speech import Card, layer_of, shape
-from serving.tensors import InferenceRequest, Parameters, Tensor, bad, parse, refuse_extensions
-from serving.wire import Array
 from sonorant.inference import SAMPLE_RATE, check_wave
 
 VERSION = "1"

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from serving import schemas
-from serving.answers import NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
-from serving.cards import Card
-from serving.engine import Wanted, Work
+from serving.engine.cards import Card
+from serving.engine.engine import Wanted, Work
+from serving.engine.service import Service
+from serving.engine.wire import Array
 from serving.errors import ApiError, fault_of, shorten
-from serving.intake import REQUEST_BODY, Clip, Upload, read_uploads
-from serving.requests import UsesService, admit, check_time, find_card
-from serving.service import Service
-from serving.wire import Array
+from serving.routes.answers import NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
+from serving.routes.intake import REQUEST_BODY, Clip, Upload, read_uploads
+from serving.routes.requests import UsesService, admit, check_time, find_card
 from sonorant.inference import FRAME_MS
 
 Envelope = schemas.ErrorEnvelope

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import schemas
-from serving.requests import UsesService
+from serving.routes.requests import UsesService
 
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"model": schemas.ErrorEnvelope, "description": "Not warmed up yet, or about to stop"}

@@ -11,9 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from serving.edge.visit import Visit
 from serving.errors import ApiError, envelope, late, overloaded, shorten
 from serving.settings import Settings
-from serving.visit import Visit
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

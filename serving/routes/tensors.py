@@ -20,9 +20,9 @@ import numpy as np
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
+from serving.engine.wire import Array
 from serving.errors import ApiError, describe_all, shorten
 from serving.schemas import Message
-from serving.wire import Array
 
 MAX_JSON_BYTES = 8 * 2**20
 """Numbers in JSON take several times their text's size in memory."""

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from serving.edge.gate import answer_fault
+from serving.edge.keys import KEY_PROTOCOL, Keys, tokens_of
+from serving.edge.visit import Visit
 from serving.errors import ApiError, shorten
-from serving.gate import answer_fault
-from serving.keys import KEY_PROTOCOL, Keys, tokens_of
 from serving.settings import Settings
-from serving.visit import Visit
 
 OPEN_PATHS = ("/", "/metrics", "/openapi.json")
 OPEN_FOLDERS = ("/health/", "/v2/health/", "/page/")

@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from serving.edge.keys import Account
 from serving.errors import ApiError, shorten
-from serving.keys import Account
 
 if TYPE_CHECKING:
-    from serving.engine import Engine
+    from serving.engine.engine import Engine
 
 
 @dataclass(eq=False)

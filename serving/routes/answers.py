@@ -14,8 +14,8 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
 
+from serving.engine.wire import Array
 from serving.errors import ApiError, shorten
-from serving.wire import Array
 
 JSON, NDJSON, NPY, SAFETENSORS = (
     "application/json",

@@ -10,13 +10,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
-from serving.batcher import ClosedError, FullError, Ticket, settle
-from serving.cards import Card
-from serving.engine import Wanted, Work
+from serving.edge.visit import Visit
+from serving.engine.batcher import ClosedError, FullError, Ticket, settle
+from serving.engine.cards import Card
+from serving.engine.engine import Wanted, Work
+from serving.engine.service import Service
 from serving.errors import ApiError, draining, overloaded, shorten
-from serving.intake import Clip
-from serving.service import Service
-from serving.visit import Visit
+from serving.routes.intake import Clip
 
 
 def the_service(request: Request) -> Service:

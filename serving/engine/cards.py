@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.wire import Array, Letter
-from serving.worker import pack_moments
+from serving.engine.wire import Array, Letter
+from serving.engine.worker import pack_moments
 from sonorant.inference import FRAME_MS, STREAM, Codebook, EncoderConfig, measure, num_operations
 
 Wave = NDArray[np.float32]

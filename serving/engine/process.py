@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.wire import Letter, LostError, receive_soon, send_soon
+from serving.engine.wire import Letter, LostError, receive_soon, send_soon
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def places(num_workers: int | None, device: str) -> list[Place]:
 
 
 class Process:
-    """A process that runs `serving.worker`, at the other end of a socket."""
+    """A process that runs `serving.engine.worker`, at the other end of a socket."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -42,7 +42,7 @@ class Process:
         self.connection.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "serving.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "serving.engine.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -15,11 +15,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from serving.gate import tell
+from serving.edge.gate import tell
+from serving.edge.traffic import HEADERS
 from serving.metrics import Metrics
 from serving.schemas import ErrorEnvelope, Fault
 from serving.settings import Settings
-from serving.traffic import HEADERS
 
 log = logging.getLogger("serving")
 LINGER_SECONDS = 2.0

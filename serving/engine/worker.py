@@ -1,7 +1,7 @@
 """A process that runs models: one core, one thread, one batch at a time.
 
-`python -m serving.worker FD` speaks over the socket it inherits. The first letter says what to load; the answer tells
-what was loaded, or why it could not be; then comes one answer for every batch until the socket closes.
+`python -m serving.engine.worker FD` speaks over the socket it inherits. The first letter says what to load; the answer
+tells what was loaded, or why it could not be; then comes one answer for every batch until the socket closes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.wire import Array, Letter, receive, send
+from serving.engine.wire import Array, Letter, receive, send
 from sonorant.inference import SAMPLE_RATE, Moments, Speech, load, num_operations
 
 Models = Mapping[str, Speech]

@@ -30,14 +30,14 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 from starlette.websockets import WebSocketDisconnect
 
-from serving.batcher import ClosedError, FullError
-from serving.engine import Wanted
+from serving.edge.gate import Visit
+from serving.engine.batcher import ClosedError, FullError
+from serving.engine.engine import Wanted
+from serving.engine.service import Service
 from serving.errors import ApiError, describe_all, draining, fault_of, overloaded, shorten
-from serving.gate import Visit
-from serving.intake import Clip
-from serving.requests import find_card
+from serving.routes.intake import Clip
+from serving.routes.requests import find_card
 from serving.schemas import Message
-from serving.service import Service
 from sonorant.inference import FRAME_MS, SAMPLE_RATE, STREAM, Cut, Listener, Speller, Window
 
 MAX_MESSAGE_BYTES = 1 << 18

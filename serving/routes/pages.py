@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from serving.errors import ApiError, shorten
 
-FOLDER = Path(__file__).with_name("page")
+FOLDER = Path(__file__).resolve().parents[1] / "page"
 MEDIA = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving.wire import Array, Letter, LostError
+from serving.engine.wire import Array, Letter, LostError
 from sonorant.inference import FRAME_MS, SAMPLE_RATE
 
 PATIENCE = 4.0

@@ -10,11 +10,11 @@ from typing import Any
 
 from anyio import to_thread
 
-from serving.engine import Engine
+from serving.engine.engine import Engine
+from serving.engine.process import Process
 from serving.errors import draining, not_ready
-from serving.intake import Decoder
 from serving.metrics import Metrics
-from serving.process import Process
+from serving.routes.intake import Decoder
 from serving.settings import Settings
 from serving.tracing import Tracing
 from sonorant.inference import Speech

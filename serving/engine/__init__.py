@@ -1,0 +1,1 @@
+"""The models at work: queue, worker processes, reloading."""
