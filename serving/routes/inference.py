@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -61,7 +62,7 @@ async def infer(request: Request, service: Service, card: Card, limiter: Capacit
     if order.deadline is not None:
         visit = request.state.visit
         visit.deadline = min(visit.deadline, visit.started + order.deadline)
-    clips = await clips_of(service, tensors)
+    clips = await clips_of(service, tensors, request.state.visit.exit)
     longest = max(len(clip.wave) for clip in clips) / SAMPLE_RATE
     pooled = order.options.pooling != "none"
     if ("units" in order.outputs or not pooled) and longest * len(clips) > service.settings.max_queue_seconds:
@@ -150,7 +151,7 @@ def wanted_outputs(asked: InferenceRequest, card: Card, spelled: bool) -> dict[s
 # ---------------------------------------------------------------------------------------------------------- audio
 
 
-async def clips_of(service: Service, tensors: Mapping[str, Tensor]) -> list[Clip]:
+async def clips_of(service: Service, tensors: Mapping[str, Tensor], exit: ExitStack) -> list[Clip]:
     """A clip for every row of audio or file; ApiError where there is none or it is too much."""
     names = [name for name in ("audio", "file") if name in tensors]
     if len(names) != 1:
@@ -166,7 +167,8 @@ async def clips_of(service: Service, tensors: Mapping[str, Tensor]) -> list[Clip
     if len(tensors["file"].shape) != 1:
         raise bad(f"input file: found shape {shorten(tensors['file'].shape)}, wanted (files,)")
     check_count("file", len(files), service.settings)
-    found = await service.decoder.decode([Upload(f"file {i}", None, data) for i, data in enumerate(files)])
+    uploads = [Upload(f"file {index}", None, data) for index, data in enumerate(files)]
+    found = await service.decoder.decode(uploads, exit)
     for clip in found:
         if isinstance(clip, ApiError):
             raise clip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -18,12 +19,14 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from serving.errors import ApiError, describe_all, shorten
+from serving.errors import ApiError, describe_all, overloaded, shorten
 from serving.schemas import EncodedAudio
 from serving.settings import Settings
 from sonorant.inference import SAMPLE_RATE, TooLongError, check_wave, read_wave
 
 Wave = NDArray[np.float32]
+HELD_QUEUES = 2
+"""Audio that may be decoded at once, the waiting of the queue included, in queues full."""
 ACCEPTED = "audio/*, application/octet-stream, multipart/form-data or application/json"
 REQUEST_BODY: Mapping[str, Any] = {
     "required": True,
@@ -67,26 +70,43 @@ class Clip:
 
 
 class Decoder:
-    """Turns files into waves, a few at a time, each in a thread."""
+    """Turns files into waves, a few at a time, each in a thread; all that requests hold of them is bounded."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._limiter = CapacityLimiter(settings.num_decoders)
+        self._held = 0  # samples decoded for requests that are still in hand
 
-    async def decode(self, uploads: Sequence[Upload]) -> list[Clip | ApiError]:
-        """Every file, decoded, or why it could not be. All together may last as long as the queue takes."""
+    async def decode(self, uploads: Sequence[Upload], exit: ExitStack) -> list[Clip | ApiError]:
+        """Every file, decoded, or why it could not be. All together may last as long as the queue takes.
+
+        The audio counts as held until `exit` closes. ApiError 429 where other requests hold too much of it.
+        """
         clips: list[Clip | ApiError] = []
         room = self.settings.max_queue_seconds
         for upload in uploads:
+            held = self._held / SAMPLE_RATE
+            if held > HELD_QUEUES * self.settings.max_queue_seconds:
+                raise overloaded(
+                    f"server: found {held:.0f} s of audio decoded and in hand, wanted less: retry in 1 s", 1
+                )
             limit = min(room, self.settings.max_file_seconds)
             try:
                 clip = await to_thread.run_sync(partial(decode, upload, limit), limiter=self._limiter)
             except ApiError as error:
                 clips.append(error)
             else:
+                self._hold(len(clip.wave), exit)
                 room -= clip.seconds
                 clips.append(clip)
         return clips
+
+    def _hold(self, samples: int, exit: ExitStack) -> None:
+        def release() -> None:
+            self._held -= samples
+
+        self._held += samples
+        exit.callback(release)
 
 
 def decode(upload: Upload, max_seconds: float) -> Clip:

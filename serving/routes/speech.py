@@ -170,7 +170,7 @@ async def respond(
     media = choose_media(request)
     check_time(request.state.visit)
     uploads = await read_uploads(request, service.settings)
-    clips = await service.decoder.decode(uploads)
+    clips = await service.decoder.decode(uploads, request.state.visit.exit)
     if media != NDJSON:
         for clip in clips:
             if isinstance(clip, ApiError):

@@ -236,6 +236,33 @@ def test_bodies_in_hand_are_bounded_together(speech):
     asyncio.run(run())
 
 
+def test_audio_that_is_decoded_and_not_yet_answered_is_bounded(speech, monkeypatch):
+    """Small files can be long audio: what all requests together have made of theirs has an end too."""
+    monkeypatch.setattr("serving.routes.intake.HELD_QUEUES", 0.1)
+    app = create_app(Settings(max_file_seconds=5, max_queue_seconds=20), {"tiny": speech})
+
+    async def run() -> None:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        ):
+            await ready(client)
+            speech.may_run.clear()
+            body = audio(5 * 16_000, form="FLAC")
+            first = asyncio.create_task(client.post("/v1/units", content=body, headers=WAV))
+            while app.state.service.engine.batcher.seconds < 5:
+                await asyncio.sleep(0.01)
+            message = check(
+                await client.post("/v1/units", content=body, headers=WAV), 429, "overloaded", "5 s of audio"
+            )
+            assert "decoded and in hand" in message
+            speech.may_run.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/v1/units", content=body, headers=WAV)).status_code == 200
+
+    asyncio.run(run())
+
+
 def test_a_full_queue_answers_429_and_a_closing_one_503(app, speech):
     """16 of 20 s wait: 5 s more are too much, 4 s are taken; what was taken is answered while draining."""
 

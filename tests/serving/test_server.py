@@ -68,6 +68,30 @@ def test_a_long_recording_equals_its_windows_heard_offline(model, encode, run_se
         assert 40.5 <= first * 0.02 + 0.0125 < 40.52
 
 
+def test_results_are_those_of_evaluate_whatever_the_batch(model, encode, run_server: RunServer):
+    """`evaluate` takes an utterance's frames from `Speech.states`; the server's batches are as they happen to be."""
+    rng = np.random.default_rng(3)
+    waves = [rng.normal(0, 0.1, size).astype(np.float32) for size in rng.integers(400, 64_000, 40)]
+    bodies = [encode(wave, subtype="FLOAT") for wave in waves]
+    speech = load(model)
+    expected = [speech.states([wave], [2])[0][0] for wave in waves]
+    server = run_server(model)
+
+    async def run() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=40)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            headers = {**WAV, "Accept": "application/x-npy"}
+            return await asyncio.gather(*(client.post("/v1/embeddings", content=b, headers=headers) for b in bodies))
+
+    answers = asyncio.run(run())
+    for answer, frames in zip(answers, expected, strict=True):
+        found = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        # float32 sums in another order, of values of size one.
+        np.testing.assert_allclose(found, frames, atol=1e-5)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert "sonorant_batch_size_count 40.0" not in metrics  # some travelled together
+
+
 def test_a_killed_worker_fails_no_request(model, wave, encode, run_server: RunServer):
     server = run_server(model)
     body = encode(wave)
