@@ -88,8 +88,11 @@ def test_results_are_those_of_evaluate_whatever_the_batch(model, encode, run_ser
         found = np.load(io.BytesIO(answer.content), allow_pickle=False)
         # float32 sums in another order, of values of size one.
         np.testing.assert_allclose(found, frames, atol=1e-5)
-    metrics = httpx.get(f"{server.url}/metrics").text
+    # What both workers did is counted in one place, a moment after the last answer.
+    while 'route="/v1/embeddings",status="200"} 40.0' not in (metrics := httpx.get(f"{server.url}/metrics").text):
+        time.sleep(0.01)  # pytest's timeout ends it
     assert "sonorant_batch_size_count 40.0" not in metrics  # some travelled together
+    assert "sonorant_queue_seconds_count 40.0" in metrics
 
 
 def test_a_killed_worker_fails_no_request(model, wave, encode, run_server: RunServer):
