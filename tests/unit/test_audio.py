@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,17 @@ def test_flac_that_claims_ten_hours_is_cut_off(max_seconds):
 def test_flac_from_a_pipe_does_not_know_its_length():
     read = read_wave(flac_that_claims(0), max_seconds=10)
     assert np.abs(read - tone(1, 16_000)).max() <= 2**-15  # one step of 16 bits
+
+
+def test_no_damage_makes_libsndfile_s_callbacks_raise(monkeypatch: pytest.MonkeyPatch):
+    """Lengths of chunks that lead to before the beginning: what a callback raises nobody can catch."""
+    raised = []
+    monkeypatch.setattr("sys.unraisablehook", raised.append)
+    whole = bytearray(audio(tone(0.1, 16_000), form="AIFF"))
+    for place in range(60):
+        for lie in (0xFFFF_FFFF, 0xFFFF_FFF0, 0x8000_0000):
+            body = bytearray(whole)
+            body[place : place + 4] = lie.to_bytes(4, "big")
+            with suppress(ValueError):
+                read_wave(io.BytesIO(body), 5)
+    assert not raised

@@ -58,7 +58,7 @@ def read_wave(file: Path | BinaryIO, max_seconds: float | None = None) -> NDArra
         with file.open("rb") if isinstance(file, Path) else nullcontext(file) as opened:
             if max_seconds is not None:
                 _check_container(name, opened)
-            with soundfile.SoundFile(opened) as sound:
+            with soundfile.SoundFile(Steady(opened)) as sound:
                 if max_seconds is not None:
                     _check_header(name, sound)
                 wave = _decode(name, sound, max_seconds)
@@ -71,6 +71,27 @@ def read_wave(file: Path | BinaryIO, max_seconds: float | None = None) -> NDArra
         if not np.isfinite(wave).all():
             raise ValueError(f"{name}: found NaN or infinite samples, wanted finite ones: export the file again")
     return resample(wave, rate)
+
+
+class Steady:
+    """An open file in which no seek fails: where a damaged header leads to before its beginning it stays where it is.
+
+    libsndfile's callbacks cannot raise; Python would write their traceback to the terminal.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the file's own."""
+        return getattr(self._file, name)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go there if there is such a place."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return self._file.tell()
 
 
 def _unreadable(name: str, reason: str) -> ValueError:
