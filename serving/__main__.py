@@ -91,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     processes = [Process(place) for place in places(settings.num_workers, settings.device)]
     from serving.app import create_app  # while the processes load torch, not before
 
-    serve(create_app(settings, processes=processes), settings)
+    try:
+        app = create_app(settings, processes=processes)
+    except ValueError as error:
+        sys.exit(str(error))
+    serve(app, settings)
 
 
 def serve(app: FastAPI, settings: Settings) -> None:
@@ -108,6 +112,7 @@ def serve(app: FastAPI, settings: Settings) -> None:
         http=partial(HttpProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
         ws=partial(WebSocketProtocol, limits=settings, metrics=service.metrics),  # type: ignore[arg-type]
         ws_max_size=2**20,  # of one message: a stream's are far smaller
+        ws_ping_timeout=settings.request_seconds,  # a client that is slowed down answers late
         access_log=False,  # the gate writes a line with the request's id
         log_config=None,
         server_header=False,

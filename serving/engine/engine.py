@@ -195,11 +195,11 @@ class Work:
             return cls(wanted, clip, items, windows, rows)
         if not (wanted.spell and card.centred):
             windows = [w for w in windows if w.frames.start < rows.stop and w.frames.stop > rows.start]
-        items, moments = [], card.moments(clip.wave)
+        items = []
         for window in windows:
             wave = clip.wave[window.samples]
             heard = window.kept.stop + cut.after
-            items.append(Item(key, wave, card.operations(heard, wanted.layer), moments=moments))
+            items.append(Item(key, wave, card.operations(heard, wanted.layer), moments=clip.moments))
         return cls(wanted, clip, items, windows, rows)
 
     def about(self) -> dict[str, Any]:

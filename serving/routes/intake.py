@@ -57,11 +57,12 @@ class Upload:
 
 @dataclass(frozen=True)
 class Clip:
-    """One file of a request, decoded. `label` names it in errors."""
+    """One file of a request, decoded. `label` names it in errors; moments: a long one's, see `Card.moments`."""
 
     name: str | None
     label: str
     wave: Wave
+    moments: NDArray[np.float64] | None = None
 
     @property
     def seconds(self) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 
@@ -17,6 +19,7 @@ from serving.engine.engine import Wanted, Work
 from serving.engine.service import Service
 from serving.errors import ApiError, draining, overloaded, shorten
 from serving.routes.intake import Clip
+from sonorant.inference import LONG
 
 
 def the_service(request: Request) -> Service:
@@ -72,6 +75,7 @@ async def admit(request: Request, service: Service, wanted: Wanted, clips: Seque
     visit: Visit = request.state.visit
     assert visit.engine is not None, "a model is found before anything is given to it"
     visit.charge(sum(clip.seconds for clip in clips))
+    clips = [await measured(wanted.card, clip) for clip in clips]
     with refusing():
         ticket, works = visit.engine.submit(wanted, clips, visit.deadline)
     visit.exit.enter_context(ticket)
@@ -81,6 +85,13 @@ async def admit(request: Request, service: Service, wanted: Wanted, clips: Seque
     watch = asyncio.create_task(leave_with_the_client(request, ticket))
     visit.exit.callback(watch.cancel)
     return works
+
+
+async def measured(card: Card, clip: Clip) -> Clip:
+    """The clip, where it will be cut into windows with its moments: to find them takes a while."""
+    if len(LONG.windows(len(clip.wave))) == 1:
+        return clip
+    return replace(clip, moments=await to_thread.run_sync(card.moments, clip.wave))
 
 
 async def leave_with_the_client(request: Request, ticket: Ticket) -> None:
