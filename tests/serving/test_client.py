@@ -20,7 +20,6 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 from safetensors import safe_open
 
 from serving.app import create_app
@@ -33,7 +32,7 @@ from sonorant.client.run import Asked, embed_files
 from sonorant.client.service import seconds_of
 from sonorant.client.store import name_of
 from sonorant.inference import load, read_wave
-from tests.serving.conftest import FakeSpeech, RunServer
+from tests.serving.conftest import FakeSpeech, RunServer, serving
 
 WAV = {"Content-Type": "audio/wav"}
 EMBED = [sys.executable, "-m", "sonorant", "embed"]
@@ -42,25 +41,16 @@ FRAMES = Asked("embeddings", {})
 
 
 @contextmanager
-def serving(speech: FakeSpeech) -> Iterator[str]:
+def url_of(speech: FakeSpeech) -> Iterator[str]:
     """The real app in a real server of a thread; its URL."""
     app = create_app(Settings(max_file_seconds=5, max_queue_seconds=60), {"tiny": speech})
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:  # pytest's timeout ends it
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    while httpx.get(f"{url}/health/ready").status_code != 200:
-        time.sleep(0.01)
-    yield url
-    server.should_exit = True
-    thread.join()
+    with serving(app) as address:
+        yield f"http://{address}"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(FakeSpeech()) as url:
+    with url_of(FakeSpeech()) as url:
         yield url
 
 

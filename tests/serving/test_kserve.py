@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from serving.app import create_app
 from serving.schemas import Refusal
 from serving.settings import Settings
-from tests.serving.conftest import FakeSpeech
+from tests.serving.conftest import FakeSpeech, serving
 
 INFER = "/v2/models/tiny/infer"
 
@@ -32,17 +30,8 @@ INFER = "/v2/models/tiny/infer"
 def address() -> Iterator[str]:
     """Of a server of the small model, in a thread."""
     app = create_app(Settings(max_file_seconds=5), {"tiny": FakeSpeech()})
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:  # pytest's timeout ends it
-        pass
-    host, port = server.servers[0].sockets[0].getsockname()[:2]
-    while httpx.get(f"http://{host}:{port}/v2/health/ready").status_code != 200:
-        pass
-    yield f"{host}:{port}"
-    server.should_exit = True
-    thread.join()
+    with serving(app) as address:
+        yield address
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +26,7 @@ from serving.engine.batcher import Ticket
 from serving.schemas import Fault
 from serving.settings import Settings
 from sonorant.inference import STREAM, Codebook, Cut, Speech, load
-from tests.serving.conftest import FakeSpeech, ready_client
+from tests.serving.conftest import FakeSpeech, ready_client, serving
 from tests.tiny import make_encoder, noise
 
 URL = "/v1/stream"
@@ -302,15 +301,8 @@ def audio_seconds(client: TestClient) -> float:
 def server(speech: FakeSpeech) -> Iterator[str]:
     """The address of a server of the small model, in a thread."""
     app = create_app(Settings(max_streams=3), {"tiny": speech})
-    running = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not (running.started and app.state.service._engine):  # pytest's timeout ends it
-        time.sleep(0.01)
-    host, port = running.servers[0].sockets[0].getsockname()[:2]
-    yield f"ws://{host}:{port}{URL}"
-    running.should_exit = True
-    thread.join()
+    with serving(app) as address:
+        yield f"ws://{address}{URL}"
 
 
 def test_a_client_that_sends_too_fast_is_slowed_down(server, speech):
