@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import wave
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,22 +18,37 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def example_audio() -> str:
+    """A tenth of a second of a tone as a WAV file in base64: 8 bits, 8 kHz."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(1)
+        sound.setframerate(8_000)
+        sound.writeframes(bytes(128 + 50 * (-1) ** (place // 8) for place in range(800)))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+EXAMPLE_AUDIO = example_audio()
+
+
 class EncodedAudio(Message):
     """One audio file inside JSON."""
 
-    audio: Annotated[str, Field(description="the bytes of a WAV, FLAC, Ogg or MP3 file in base64")]
+    audio: Annotated[
+        str, Field(description="the bytes of a WAV, FLAC, Ogg or MP3 file in base64", examples=[EXAMPLE_AUDIO])
+    ]
 
 
 class Options(Message):
     """What all routes for speech take as query parameters."""
 
-    model: Annotated[
-        str | None, Field(description="one of /v1/models; default: the first", max_length=100, examples=[None])
-    ] = None
+    model: Annotated[str | None, Field(description="one of /v1/models; default: the first", max_length=100)] = None
     start: Annotated[
-        Seconds | None, Field(description="answer for frames centred from here on, in seconds of each file")
+        Seconds | None,
+        Field(description="answer for frames centred from here on, seconds of each file", examples=[0.0]),
     ] = None
-    end: Annotated[Seconds | None, Field(description="answer for frames centred before this")] = None
+    end: Annotated[Seconds | None, Field(description="answer for frames centred before this", examples=[0.1])] = None
 
 
 class EmbeddingOptions(Options):
@@ -50,18 +68,21 @@ class EmbeddingOptions(Options):
         Field(
             description="with layer=weighted: num_layers + 1 numbers with commas between; default: equal shares",
             max_length=4000,
-            examples=[None],
         ),
     ] = None
     pooling: Annotated[
         Literal["none", "mean", "attentive"],
-        Field(description="none: one vector a frame; mean: one a file; attentive: one a file, where the model has it"),
+        Field(
+            description="none: one vector a frame; mean: one a file; attentive: one a file, where the model has it",
+            examples=["mean"],
+        ),
     ] = "none"
     normalise: Annotated[
         Literal["none", "l2", "utterance"],
         Field(
             description="l2: every vector has length 1; utterance: every dimension has mean 0 and variance 1 over "
-            "the frames that are answered"
+            "the frames that are answered",
+            examples=["l2"],
         ),
     ] = "none"
 
@@ -70,7 +91,7 @@ class UnitOptions(Options):
     """What to make of the audio; query parameters of /v1/units."""
 
     deduplicate: Annotated[
-        bool, Field(description="write a unit that repeats once, with its duration in milliseconds")
+        bool, Field(description="write a unit that repeats once, with its duration in milliseconds", examples=[True])
     ] = False
 
 

@@ -20,7 +20,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serving.errors import ApiError, describe_all, overloaded, shorten
-from serving.schemas import EncodedAudio
+from serving.schemas import EXAMPLE_AUDIO, EncodedAudio
 from serving.settings import Settings
 from sonorant.inference import SAMPLE_RATE, TooLongError, check_wave, read_wave
 
@@ -41,7 +41,7 @@ REQUEST_BODY: Mapping[str, Any] = {
                 "required": ["file"],
             }
         },
-        "application/json": {"schema": EncodedAudio.model_json_schema()},
+        "application/json": {"schema": EncodedAudio.model_json_schema(), "example": {"audio": EXAMPLE_AUDIO}},
     },
 }
 

@@ -270,6 +270,10 @@ BODY = {
     "content": {
         "application/json": {
             "schema": InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+            "example": {
+                "inputs": [{"name": "file", "datatype": "BYTES", "shape": [1], "data": [schemas.EXAMPLE_AUDIO]}],
+                "outputs": [{"name": "units"}],
+            },
         },
         "application/octet-stream": BINARY,
     },

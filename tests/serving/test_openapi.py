@@ -32,3 +32,23 @@ def test_every_error_in_the_document_is_the_envelope(client):
     for path, _, schema in answers:
         name = "Refusal" if path.startswith("/v2") else "ErrorEnvelope"  # what each protocol's clients read
         assert schema["$ref"] == f"#/components/schemas/{name}"
+
+
+def test_every_example_in_the_document_runs(client):
+    """Each body with each example of an option, and with all of them together."""
+    num_examples = 0
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        body = methods.get("post", {}).get("requestBody", {}).get("content", {}).get("application/json", {})
+        if "example" not in body:
+            continue
+        options = {
+            parameter["name"]: schema["examples"][0]
+            for parameter in methods["post"].get("parameters", [])
+            for schema in [parameter["schema"]]
+            if "examples" in schema
+        }
+        for chosen in ({}, *({name: value} for name, value in options.items()), options):
+            answer = client.post(path.format(model="tiny"), params=chosen, json=body["example"])
+            assert answer.status_code == 200, (path, chosen, answer.text)
+            num_examples += 1
+    assert num_examples > 10
