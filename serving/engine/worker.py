@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,19 @@ def run(
         return outcomes
     except Exception as error:  # whatever it is, it is this batch's alone
         if len(waves) == 1:
-            kind = "bad_audio" if isinstance(error, ValueError) else "internal"
-            return [{"kind": kind, "message": f"{'' if kind == 'bad_audio' else type(error).__name__ + ': '}{error}"}]
+            return [describe(error)]
     return [
         run(speech, layer, [wave], [moment], [spelled])[0]
         for wave, moment, spelled in zip(waves, moments, spell, strict=True)
     ]
+
+
+def describe(error: Exception) -> dict[str, str]:
+    """What was wrong with a wave: the message of what a client can cause, of anything else the kind and the place."""
+    if isinstance(error, ValueError):
+        return {"kind": "bad_audio", "message": str(error)}
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return {"kind": "internal", "message": f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import shutil
@@ -124,12 +123,6 @@ class Page:
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile
         )
-
-    async def photograph(self, path: Path) -> None:
-        """Write the whole page as a PNG."""
-        size = (await self.call("Page.getLayoutMetrics"))["cssContentSize"]
-        shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1})
-        path.write_bytes(base64.b64decode(shot["data"]))
 
 
 @asynccontextmanager

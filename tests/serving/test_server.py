@@ -230,6 +230,7 @@ def test_two_models_in_one_server(model, wave, encode, tmp_path, run_server: Run
 
 WRITES = """
 import os, sys
+sys.stderr.write("WATCHED\\n")
 def refuse(event, arguments):
     if event == "open":
         path, mode, flags = arguments
@@ -251,11 +252,14 @@ def test_nothing_is_written_to_disk(model, wave, encode, tmp_path, run_server: R
         files = [("file", (f"{i}.wav", encode(np.tile(wave, 20)))) for i in range(4)]
         for accept in ("application/json", "application/x-ndjson", "application/safetensors"):
             assert client.post("/v1/embeddings", files=files, headers={"Accept": accept}).status_code == 200
-        os.kill(server.workers()[0], signal.SIGKILL)
+        workers = server.workers()
+        os.kill(workers[0], signal.SIGKILL)
         assert client.post("/v1/units", files=files).status_code == 200
     server.signal(signal.SIGHUP)
     time.sleep(0.2)
-    assert "WRITES" not in server.stop()
+    told = server.stop()
+    assert told.count("WATCHED") >= 2 + len(workers)  # the server, its workers, and one in the lost one's place
+    assert "WRITES" not in told
 
 
 @pytest.mark.parametrize(
