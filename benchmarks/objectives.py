@@ -392,9 +392,9 @@ def speaker_probe(train: Sequence[Heard], seed: int) -> float:
 
 def make_inputs(params: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Corpus and units below `folder`, made where they are not of these sections already; their digests."""
+    from sonorant.artifacts import read_record
     from sonorant.config import ClusterConfig, PrepareConfig
     from sonorant.steps import cluster, prepare
-    from sonorant.steps.step import read_record
 
     def record(name: str) -> dict[str, Any]:
         return read_record(folder / name, name) if (folder / name).is_dir() else {}

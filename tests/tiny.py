@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sonorant.artifacts import digest_folder, write_record
 from sonorant.config import EncoderConfig, PretrainConfig, UtteranceConfig
 from sonorant.data.batching import Batch, split_in_halves
 from sonorant.data.corpus import Row, Taken, write_corpus
 from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, frame_centres, num_frames, pack_waves
 from sonorant.data.units import write_units
 from sonorant.models.encoder import Encoder
-from sonorant.steps.step import digest_folder, write_record
 from sonorant.training.engine import Engine, build_engine
 
 POST_NORM = {"position_depth": 3, "position_kernel": 5, "pre_norm": False}

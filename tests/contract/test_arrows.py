@@ -23,6 +23,7 @@ LIBRARY = {
     "evaluation",
 }
 ARROWS = {
+    "artifacts": set(),
     "config": set(),
     "soft_dtw": set(),
     "data": {"config"},
@@ -32,7 +33,7 @@ ARROWS = {
     "clustering": {"models", "data", "config"},
     "inference": {"config", "data.audio", "data.frames", "data.windows", "models"},
     "evaluation": {"data.frames"},
-    "steps": LIBRARY | {"params"},
+    "steps": LIBRARY | {"params", "artifacts"},
     "params": {"config"},
     "client": set(),
     "cli": {"steps", "config", "params", "client"},

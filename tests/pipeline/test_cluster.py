@@ -15,6 +15,7 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
+from sonorant.artifacts import digest_folder, read_record, write_record
 from sonorant.config import ClusterConfig, EncoderConfig
 from sonorant.data.corpus import CUTS, read_corpus
 from sonorant.data.mfcc import mfcc
@@ -24,7 +25,6 @@ from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import save_encoder
 from sonorant.steps import cluster, features
 from sonorant.steps.features import draw_utterances, grow_rows, split_shards, standardise_frames
-from sonorant.steps.step import digest_folder, read_record, write_record
 
 RATE = 16_000
 TONES = (200, 400, 700, 1100, 1600, 2300)  # Hz: six sounds that MFCC tell apart

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from sonorant.artifacts import digest_folder, write_record
 from sonorant.clustering import fit_kmeans
 from sonorant.config import EncoderConfig
 from sonorant.data.corpus import read_corpus
@@ -20,7 +21,6 @@ from sonorant.inference import Speech
 from sonorant.models.encoder import Encoder
 from sonorant.models.huggingface import save_encoder
 from sonorant.steps import evaluate, prepare
-from sonorant.steps.step import digest_folder, write_record
 
 NUM_UNITS = 24
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModel, WavLMConfig, WavLMModel
 
+from sonorant.artifacts import digest_folder, read_record
 from sonorant.data.corpus import read_corpus
 from sonorant.data.units import UnitStore
 from sonorant.inference import load
 from sonorant.models.codebook import Codebook
 from sonorant.steps import cluster, evaluate, prepare, publish
-from sonorant.steps.step import digest_folder, read_record
 
 SOURCE = {"kind": "synthetic", "voice": "tones", "num_utterances": 24, "num_speakers": 6, "dev_share": 0.2}
 

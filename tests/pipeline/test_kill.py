@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sonorant.artifacts import digest_folder, read_record
 from sonorant.params import read_params
 from sonorant.steps import STEPS
-from sonorant.steps.step import digest_folder, read_record
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 INSTANTS = (0.35, 0.6, 0.85)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sonorant.artifacts import digest_folder, read_record
 from sonorant.steps import STEPS
-from sonorant.steps.step import digest_folder, read_record
 from tests.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from transformers import AutoModel
 
+from sonorant.artifacts import read_record
 from sonorant.data.corpus import read_corpus
 from sonorant.data.units import UnitStore
 from sonorant.inference import load_trained
 from sonorant.models.huggingface import load_encoder
 from sonorant.steps import pretrain
-from sonorant.steps.step import read_record
 from tests.running import begun, command, journal_of
 from tests.tiny import noise, pretrain_values
 

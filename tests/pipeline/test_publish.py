@@ -11,12 +11,12 @@ import torch
 import yaml
 from transformers import AutoModel
 
+from sonorant.artifacts import read_record
 from sonorant.clustering import fit_kmeans
 from sonorant.data.audio import standardise
 from sonorant.data.corpus import read_corpus
 from sonorant.inference import load
 from sonorant.steps import cluster, prepare, pretrain, publish
-from sonorant.steps.step import read_record
 from tests.tiny import pretrain_values
 
 SOURCE = {"kind": "synthetic", "voice": "tones", "num_utterances": 24, "num_speakers": 6, "dev_share": 0.2}

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
+from sonorant.artifacts import read_record
 from sonorant.data.corpus import read_corpus
 from sonorant.data.units import UnitStore
 from sonorant.inference import load_trained
 from sonorant.models.codebook import Codebook
 from sonorant.params import parse_round
 from sonorant.steps import cluster, pretrain
-from sonorant.steps.step import read_record
 from tests.tiny import pretrain_values, write_tone_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
+from sonorant.artifacts import digest_folder
 from sonorant.config import Section
 from sonorant.steps.component import run
-from sonorant.steps.step import In, Metrics, Out, digest_folder, step
+from sonorant.steps.step import In, Metrics, Out, step
 
 
 class TallyConfig(Section):

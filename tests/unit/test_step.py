@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from sonorant.artifacts import digest_folder, read_record
 from sonorant.config import Section
-from sonorant.steps.step import In, Metrics, Out, Scratch, digest_folder, read_record, step
+from sonorant.steps.step import In, Metrics, Out, Scratch, step
 
 
 class CountConfig(Section):

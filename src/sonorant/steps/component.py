@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sonorant.steps.step import Step, read_record
+from sonorant.artifacts import read_record
+from sonorant.steps.step import Step
 
 
 class Artifact(Protocol):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sonorant.artifacts import read_record
 from sonorant.config import PublishConfig
-from sonorant.steps.step import In, Metrics, Out, library_versions, read_record, step
+from sonorant.steps.step import In, Metrics, Out, library_versions, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sonorant.artifacts import final_place, read_record
 from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance
 from sonorant.evaluation.report import MEASURES, Example, Report, best_systems, show_score
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
-from sonorant.steps.step import final_place, read_record
 
 SYNTHETIC = (
     "The evaluated speech is synthetic: absolute scores on it say little. Read the differences between the "

@@ -1,0 +1,86 @@
+"""Artifacts: folders that describe themselves, and appear and are replaced whole.
+
+`artifact.json` says which step made the folder, from which configuration and inputs, and the digest of its files; it
+holds no time and no host, so the same work gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+RECORD = "artifact.json"
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any]:
+    """What an artifact says of itself; ValueError where the folder is not an artifact.
+
+    Of an encoder that transformers wrote nothing is known but its bytes.
+    """
+    path = folder / RECORD
+    if name == "encoder" and not path.is_file() and (folder / "config.json").is_file():
+        return {"config": {}, "digest": digest_folder(folder), "inputs": {}, "metrics": {}}
+    if not path.is_file():
+        state = "a folder without artifact.json" if folder.is_dir() else "nothing there"
+        raise ValueError(
+            f"{name} {folder}: found {state}, wanted an artifact: run the step that writes it first"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: found no valid JSON ({error}), wanted an artifact's record: make the artifact again"
+        ) from None
+    return record
+
+
+def check_replaceable(path: Path, name: str, inputs: Collection[Path]) -> None:
+    """ValueError where writing the artifact would delete an input, or what is no artifact."""
+    if path.resolve() in {given.resolve() for given in inputs}:
+        raise ValueError(f"{name} {path}: found an input's path, wanted one of its own: name another folder")
+    if path.is_dir() and ((path / RECORD).is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise ValueError(
+            f"{name} {path}: found something that is no artifact, wanted an artifact to replace or nothing: "
+            "move it away or name another folder"
+        )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what the artifact says of itself."""
+    (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def digest_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files below `folder` except its record."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()
+
+
+def staging_place(final: Path) -> Path:
+    """Where an artifact is while its step runs."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def final_place(staged: Path) -> Path:
+    """Where an artifact will be once its step has returned."""
+    return staged.with_name(staged.name.removeprefix(".").removesuffix(".partial"))
+
+
+def put_in_place(staged: Path, final: Path) -> None:
+    """Move a finished folder to its name; what was there before goes only then."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staged.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
