@@ -3,29 +3,10 @@
 from typing import Any
 
 from kfp import dsl, kubernetes
-from kfp.dsl import PipelineTask
 
 import components
+from pipelines.placing import GPU, place
 from sonorant.params import TWICE, parse_rounds, second_values
-
-GPU = "nvidia.com/gpu"
-RUNS_CLAIM = "sonorant-runs"
-"""The volume claim that checkpoints and finished shards live on, so that a retried pod resumes."""
-RUNS_PATH = "/runs"
-"""Where the training image expects it ($SONORANT_RUNS there)."""
-
-
-def place(task: PipelineTask, *, cpu: str, memory: str, hours: int, retries: int) -> None:
-    """Give a step's pod its share of a machine, a deadline, retries and a volume that outlives it.
-
-    Results are cached by configuration and inputs: data that changes under an unchanged path needs
-    `submit --no-cache`.
-    """
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-    task.set_retry(retries, backoff_duration="60s", backoff_factor=2, backoff_max_duration="1800s")
-    task.set_caching_options(True)
-    kubernetes.set_timeout(task, hours * 3600)
-    kubernetes.mount_pvc(task, pvc_name=RUNS_CLAIM, mount_path=RUNS_PATH)
 
 
 def prepared(config: Any) -> Any:
