@@ -20,7 +20,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from sonorant.params import KEYS, TWICE, parse_round, read_params
+from sonorant.params import KEYS, TWICE, parse_round, parse_section, read_params
 from sonorant.steps.step import Step, scratch_root
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def make_app() -> Typer:
     """Every step as a command, and `embed`."""
     import typer
 
-    from sonorant.steps import STEPS
+    from sonorant.steps import SHARED, STEPS
 
     about = "Self-supervised speech representations, step by step."
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
-    for step in STEPS.values():
+    for step in (SHARED | STEPS).values():
         app.command(step.name, help=step.summary)(command(step))
     app.command("embed")(embed_command())
     return app
@@ -76,7 +76,7 @@ def command(step: Step) -> Callable[..., None]:
     """The step as a function whose parameters typer turns into options."""
     import typer
 
-    def call(config: list[Path], overrides: list[str], round: int = 1, **paths: Path | None) -> None:
+    def call(config: list[Path], overrides: list[str], round: int = 1, **paths: Any) -> None:
         run(step, config, overrides, paths, round)
 
     def parameter(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -> Parameter:
@@ -92,18 +92,21 @@ def command(step: Step) -> Callable[..., None]:
         parameters.append(parameter("round", int, which, 1))
     for name in (*step.inputs, *step.outputs):
         verb = "reads" if name in step.inputs else "writes"
-        option = typer.Option(f"--{name}", help=f"the artifact it {verb}", show_default=False)
-        parameters.append(
-            parameter(name, Path | None, option, None)
-            if name in step.optional
-            else parameter(name, Path, option)
-        )
+        many = step.artifacts[name] == "ins"
+        about = "an artifact it reads; repeat for each" if many else f"the artifact it {verb}"
+        option = typer.Option(f"--{name}", help=about, show_default=False)
+        if many:
+            parameters.append(parameter(name, list[Path] | None, option, None))
+        elif name in step.optional:
+            parameters.append(parameter(name, Path | None, option, None))
+        else:
+            parameters.append(parameter(name, Path, option))
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 
 def run(
-    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Path | None], round: int = 1
+    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Any], round: int = 1
 ) -> None:
     """Run the step and print its metrics, one a line."""
     need("train", "yaml")
@@ -112,9 +115,12 @@ def run(
         files = ", ".join(map(str, config))
         if unknown := sorted(set(values) - KEYS):
             raise ValueError(f"{files}: found unknown sections {unknown}, wanted some of {sorted(KEYS)}: respell them")
-        if step.name not in values:
-            raise ValueError(f"{files}: found only the sections {sorted(values)}, wanted {step.name}: add it")
-        metrics = step(parse_round(step.name, values, round), **paths)
+        name = step.section
+        if name not in values:
+            raise ValueError(f"{files}: found only the sections {sorted(values)}, wanted {name}: add it")
+        is_shared = step.name != name
+        section = parse_section(name, step.config, values[name]) if is_shared else parse_round(name, values, round)
+        metrics = step(section, **paths)
     for name, value in metrics.items():
         # `evaluate` has shown its own table: its metrics are named system.score.
         if "." not in name:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sonorant.config import FolderSource, LhotseSource, LibrispeechSource, ManifestSource, Source
+from sonorant.config import FolderSource, LhotseSource, LibrispeechSource, ManifestSource, Part, Source
 from sonorant.data.corpus import Refused, Row
 from sonorant.data.intake import RefusalError, fit_times, read_image, read_row
 from sonorant.data.sources import read_source
@@ -23,7 +23,7 @@ from sonorant.data.splits import draw_splits, num_held_out, split_speakers
 
 def offered(source: Source, folder: Path) -> list[Row]:
     """A source's rows, all of them good."""
-    entries = read_source(source, folder, 1, lambda _done, _total: None)
+    entries = read_source(source, folder, 1, lambda _done, _total: None, Part())
     assert not [entry for entry in entries if isinstance(entry, Refused)]
     return [entry for entry in entries if isinstance(entry, Row)]
 
@@ -326,7 +326,7 @@ def test_a_broken_row_is_refused_by_its_line(tmp_path: Path, line: str) -> None:
     source = write_manifest(tmp_path, {"id": "good", "path": "g.wav", "speaker": "a"})
     with source.path.open("ab") as file:
         file.write(line.encode("utf-8", "surrogateescape") + b"\n")
-    good, bad = read_source(source, tmp_path, 1, lambda _done, _total: None)
+    good, bad = read_source(source, tmp_path, 1, lambda _done, _total: None, Part())
     assert isinstance(good, Row)
     assert isinstance(bad, Refused)
     assert (bad.reason, bad.path, bad.id) == ("broken row", "manifest.jsonl:2", None)
@@ -398,7 +398,7 @@ def test_folder(tmp_path: Path) -> None:
 def test_nothing_to_read_is_an_error(tmp_path: Path, kind: type[FolderSource]) -> None:
     def attempt(path: Path) -> str:
         with pytest.raises(ValueError) as error:
-            read_source(kind(name="s", path=path), tmp_path, 1, lambda _done, _total: None)
+            read_source(kind(name="s", path=path), tmp_path, 1, lambda _done, _total: None, Part())
         return str(error.value)
 
     assert "found nothing at" in attempt(tmp_path / "none")
@@ -484,7 +484,7 @@ def test_lhotse_cuts_that_are_no_rows_are_refused(tmp_path: Path) -> None:
     lines = [json.dumps(cut.to_dict()) for cut in cuts] + ['{"type": "MonoCut", "id": "x"}', "[", "7"]
     (tmp_path / "cuts.jsonl").write_text("\n".join(lines))
     entries = read_source(
-        LhotseSource(name="l", path=tmp_path / "cuts.jsonl"), tmp_path, 1, lambda _d, _t: None
+        LhotseSource(name="l", path=tmp_path / "cuts.jsonl"), tmp_path, 1, lambda _d, _t: None, Part()
     )
     assert [(entry.reason, entry.path) for entry in entries if isinstance(entry, Refused)] == [
         ("missing file", "cuts.jsonl:1"),

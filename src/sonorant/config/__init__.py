@@ -14,10 +14,12 @@ from pydantic import Field
 from sonorant.config.encoder import EncoderConfig
 from sonorant.config.measure import ClusterConfig, EvaluateConfig, PublishConfig
 from sonorant.config.prepare import (
+    ConvertConfig,
     FolderSource,
     LhotseSource,
     LibrispeechSource,
     ManifestSource,
+    Part,
     PrepareConfig,
     Source,
     SyntheticSource,
@@ -51,6 +53,7 @@ __all__ = [
     "ClusterConfig",
     "CodebooksConfig",
     "ContrastConfig",
+    "ConvertConfig",
     "EncoderConfig",
     "EvaluateConfig",
     "FolderSource",
@@ -61,6 +64,7 @@ __all__ = [
     "ManifestSource",
     "MaskingConfig",
     "OptimConfig",
+    "Part",
     "PerturbationConfig",
     "Phase",
     "PrepareConfig",

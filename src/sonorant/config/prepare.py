@@ -94,3 +94,22 @@ class PrepareConfig(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"source names {names} must differ: give each source its own name")
         return self
+
+
+class Part(Section):
+    """One of `count` parts of all rows, as equal as blocks of rows allow."""
+
+    index: int = Field(0, ge=0)
+    count: int = Field(1, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.index >= self.count:
+            raise ValueError(f"index {self.index} must be below count {self.count}: parts are counted from 0")
+        return self
+
+
+class ConvertConfig(PrepareConfig):
+    """The section `prepare`, and which part of its rows to take."""
+
+    part: Part

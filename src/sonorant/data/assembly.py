@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sonorant.config import PrepareConfig, Source, SyntheticSource
 from sonorant.data.corpus import REFUSED, Refused, Row, Taken
-from sonorant.data.intake import Outcome, RefusalError, fit_times, take_rows
-from sonorant.data.progress import Report
+from sonorant.data.intake import Outcome, RefusalError, fit_times
 from sonorant.data.sources import Entry
 from sonorant.data.splits import split_speakers
 
@@ -57,32 +56,36 @@ def name_apart(entries: Sequence[Entry], config: PrepareConfig) -> list[Entry]:
     return named
 
 
-def settle(entries: Sequence[Entry], config: PrepareConfig, folder: Path, report: Report) -> Iterator[Taken | Refused]:
-    """What becomes of each entry, in order, files in `folder`; of rows with one audio the first is kept."""
-    rows = [entry for entry in entries if isinstance(entry, Row)]
-    outcomes = take_rows(rows, config.min_seconds, config.max_seconds, folder, config.num_workers, report)
+def settle(
+    entries: Iterable[Entry], outcomes: Iterable[tuple[Outcome, Path]], config: PrepareConfig
+) -> Iterator[Taken | Refused]:
+    """What becomes of each entry, in order; of rows with one audio the first is kept.
+
+    `outcomes` has an item for each entry that is a row: what became of it, and the folder of its files.
+    """
+    found = iter(outcomes)
     first_with: dict[str, str] = {}
     for entry in entries:
         if isinstance(entry, Refused):
             yield entry
             continue
-        row, outcome, shard = next(outcomes)
+        outcome, folder = next(found)
         if outcome.reason:
-            yield refuse(row, config, outcome.reason, outcome.detail)
+            yield refuse(entry, config, outcome.reason, outcome.detail)
             continue
         try:
-            taken = make_taken(row, outcome, shard)
+            taken = make_taken(entry, outcome, folder)
         except RefusalError as refusal:
-            yield refuse(row, config, refusal.reason, refusal.detail)
+            yield refuse(entry, config, refusal.reason, refusal.detail)
             continue
         if outcome.digest in first_with:
-            yield refuse(row, config, "duplicate audio", f"the same samples as {first_with[outcome.digest]}")
+            yield refuse(entry, config, "duplicate audio", f"the same samples as {first_with[outcome.digest]}")
             continue
-        first_with[outcome.digest] = row.id
+        first_with[outcome.digest] = entry.id
         yield taken
 
 
-def make_taken(row: Row, outcome: Outcome, shard: Path) -> Taken:
+def make_taken(row: Row, outcome: Outcome, folder: Path) -> Taken:
     """A row with its files; RefusalError where its times lie outside its samples."""
     assert row.split is not None
     seconds = outcome.seconds
@@ -92,19 +95,28 @@ def make_taken(row: Row, outcome: Outcome, shard: Path) -> Taken:
         split=row.split,
         digest=outcome.digest,
         num_samples=outcome.num_samples,
-        audio=shard / outcome.audio,
-        image=shard / outcome.image if outcome.image else None,
+        audio=folder / outcome.audio,
+        image=folder / outcome.image if outcome.image else None,
     )
 
 
 def refuse(row: Row, config: PrepareConfig, reason: str, detail: str) -> Refused:
-    """A row as a refused one. Its path begins at its source: no machine's folders come into a corpus."""
+    """A row as a refused one."""
     source = next(source for source in config.sources if source.name == row.source)
-    path = row.path.name
-    if not isinstance(source, SyntheticSource):
-        root = source.path if source.path.is_dir() else source.path.parent
-        path = row.path.relative_to(root).as_posix() if row.path.is_relative_to(root) else row.path.name
-    return Refused(row.source, row.id, path, reason, detail)
+    return Refused(row.source, row.id, path_in_source(row.path, source), reason, detail)
+
+
+def path_in_source(path: Path, source: Source) -> str:
+    """A row's path from its source on: no machine's folders come into a corpus."""
+    root = source_root(source)
+    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name
+
+
+def source_root(source: Source) -> Path | None:
+    """The folder that a source's files lie in; None where they are made."""
+    if isinstance(source, SyntheticSource):
+        return None
+    return source.path if source.path.is_dir() else source.path.parent
 
 
 def check_enough(taken: Sequence[Taken], refused: Sequence[Refused], config: PrepareConfig, folder: Path) -> None:

@@ -18,6 +18,7 @@ from sonorant.config import (
     LhotseSource,
     LibrispeechSource,
     ManifestSource,
+    Part,
     Source,
     Split,
     SyntheticSource,
@@ -54,15 +55,16 @@ AUDIO_SUFFIXES = frozenset(
 )
 
 
-def read_source(source: Source, folder: Path, num_workers: int, report: Report) -> list[Entry]:
+def read_source(source: Source, folder: Path, num_workers: int, report: Report, part: Part) -> list[Entry]:
     """All rows that a source offers, in its order, and those that cannot even be rows.
 
-    `folder` is for audio of sources that has no file yet. Raises ValueError where there is nothing to read.
+    Of a synthetic source only the rows of a part are made. `folder` is for audio of sources that has no file yet.
+    Raises ValueError where there is nothing to read.
     """
     if isinstance(source, SyntheticSource):
         from sonorant.data.synthesis import synthesise
 
-        return [*synthesise(source, folder, num_workers, report)]
+        return [*synthesise(source, folder, num_workers, report, part)]
     if not source.path.exists():
         raise ValueError(
             f"source {source.name}: found nothing at {source.path}, wanted {wanted(source)}: correct its path"

@@ -2,10 +2,12 @@
 
 from sonorant.steps.cluster import cluster
 from sonorant.steps.evaluate import evaluate
-from sonorant.steps.prepare import prepare
+from sonorant.steps.prepare import convert, prepare
 from sonorant.steps.pretrain import pretrain
 from sonorant.steps.publish import publish
 
 STEPS = {step.name: step for step in (prepare, cluster, pretrain, publish, evaluate)}
+SHARED = {step.name: step for step in (convert,)}
+"""What does a part of a step's work, where many machines share it."""
 
-__all__ = ["STEPS", "cluster", "evaluate", "prepare", "pretrain", "publish"]
+__all__ = ["SHARED", "STEPS", "cluster", "convert", "evaluate", "prepare", "pretrain", "publish"]

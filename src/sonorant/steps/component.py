@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +25,16 @@ class Artifact(Protocol):
         """Where its folder lies in the pod."""
 
 
-def run(step: Step, config: Mapping[str, Any], metrics: Artifact, **artifacts: Artifact | None) -> None:
-    """Run `step` on kfp artifacts; an optional input may be None.
+def run(
+    step: Step, config: Mapping[str, Any], metrics: Artifact, **artifacts: Artifact | Sequence[Artifact] | None
+) -> None:
+    """Run `step` on kfp artifacts; an optional input may be None, one that takes many is a list.
 
     Its metrics go into `metrics`; into each output's metadata goes which step made it, from what, its digest.
     """
     try:
-        values = step(config, **{n: artifact.path if artifact else None for n, artifact in artifacts.items()})
+        paths: dict[str, Any] = {name: path_of(artifact) for name, artifact in artifacts.items()}
+        values = step(config, **paths)
     except SystemExit as stop:
         # A step that was told to stop keeps a checkpoint and exits 0, which Kubeflow would take for finished;
         # any other status makes it retry.
@@ -41,5 +44,13 @@ def run(step: Step, config: Mapping[str, Any], metrics: Artifact, **artifacts: A
     for name in step.outputs:
         artifact = artifacts[name]
         assert artifact is not None
+        assert not isinstance(artifact, Sequence)
         record = read_record(Path(artifact.path), name)
         artifact.metadata.update({key: record[key] for key in ("step", "sonorant", "inputs", "digest")})
+
+
+def path_of(artifact: Artifact | Sequence[Artifact] | None) -> str | list[str] | None:
+    """Where an artifact lies, or each of several."""
+    if isinstance(artifact, Sequence):
+        return [one.path for one in artifact]
+    return artifact.path if artifact else None

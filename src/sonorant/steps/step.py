@@ -19,7 +19,7 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,12 +27,14 @@ from typing import Annotated, Any, Literal
 
 from sonorant import __version__
 from sonorant.artifacts import check_replaceable, digest_folder, put_in_place, read_record, staging_place, write_record
-from sonorant.config import Section
+from sonorant.config import SECTIONS, Section
 from sonorant.params import parse_section
 
-Role = Literal["in", "out", "scratch"]
+Role = Literal["in", "ins", "out", "scratch"]
 In = Annotated[Path, "in"]
 """An artifact the step reads."""
+Ins = Annotated[list[Path], "ins"]
+"""Artifacts of one kind that the step reads, in any number; the parameter is named for the artifact, with an s."""
 Out = Annotated[Path, "out"]
 """An artifact the step writes: an empty folder while the step runs."""
 Scratch = Annotated[Path, "scratch"]
@@ -56,7 +58,12 @@ class Step:
     @property
     def inputs(self) -> list[str]:
         """Names of the artifacts it reads."""
-        return [name for name, role in self.artifacts.items() if role == "in"]
+        return [name for name, role in self.artifacts.items() if role in ("in", "ins")]
+
+    @property
+    def section(self) -> str:
+        """The section of the parameters that configures it: its own, or that which its configuration adds to."""
+        return next((name for name, section in SECTIONS.items() if issubclass(self.config, section)), self.name)
 
     @property
     def outputs(self) -> list[str]:
@@ -69,36 +76,36 @@ class Step:
         /,
         *,
         scratch: Path | str | None = None,
-        **paths: Path | str | None,
+        **paths: Path | str | Sequence[Path | str] | None,
     ) -> Metrics:
         """Run the step and return its metrics.
 
         Raises ValueError where the configuration, an input or a path is not what it should be.
         """
-        section = config if isinstance(config, Section) else parse_section(self.name, self.config, config)
+        section = config if isinstance(config, Section) else parse_section(self.section, self.config, config)
         assert isinstance(section, self.config)
         unknown = set(paths) - set(self.inputs) - set(self.outputs)
-        missing = {n for n in (*self.inputs, *self.outputs) if paths.get(n) is None} - self.optional
+        missing = {n for n in (*self.inputs, *self.outputs) if not paths.get(n)} - self.optional
         if unknown or missing:
             raise ValueError(
                 f"{self.name}: found paths {sorted(paths)}, wanted {[*self.inputs, *self.outputs]}: "
                 f"{'leave out ' + str(sorted(unknown)) if unknown else 'add ' + str(sorted(missing))}"
             )
-        inputs = {n: Path(p) for n in self.inputs if (p := paths.get(n)) is not None}
+        inputs = {n: several(read) for n in self.inputs if (read := paths.get(n))}
         outputs = {n: Path(str(paths[n])) for n in self.outputs}
         for name, path in outputs.items():
-            check_replaceable(path, name, inputs.values())
-        given = {name: read_record(path, name) for name, path in inputs.items()}
+            check_replaceable(path, name, [path for folders in inputs.values() for path in folders])
+        given = {name: [read_record(folder, name) for folder in folders] for name, folders in inputs.items()}
         record = {
             "step": self.name,
             "sonorant": __version__,
             "config": section.model_dump(mode="json"),
-            "inputs": {name: about["digest"] for name, about in given.items()},
+            "inputs": self.singled({name: [about["digest"] for about in records] for name, records in given.items()}),
         }
         # torchrun starts one process a rank; the first one owns the folders.
         is_first = os.environ.get("RANK", "0") == "0"
         staged = {n: staging_place(p) for n, p in outputs.items()}
-        arguments: dict[str, Any] = {**{n: inputs.get(n) for n in self.inputs}, **staged}
+        arguments: dict[str, Any] = {**dict.fromkeys(self.inputs), **self.singled(inputs), **staged}
         if "scratch" in self.artifacts:
             key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
             arguments["scratch"] = Path(scratch) if scratch else scratch_root() / f"{self.name}-{key}"
@@ -111,7 +118,7 @@ class Step:
                 path.mkdir(parents=True)
             metrics = self.function(section, **arguments)
             record["libraries"] = library_versions()
-            record["lineage"] = lineage_of(given.values())
+            record["lineage"] = lineage_of([about for records in given.values() for about in records])
             for name, path in staged.items():
                 about = {"artifact": name, "metrics": metrics, "digest": digest_folder(path)}
                 write_record(path, {**record, **about})
@@ -123,6 +130,10 @@ class Step:
         if "scratch" in self.artifacts and scratch is None:
             shutil.rmtree(arguments["scratch"], ignore_errors=True)
         return metrics
+
+    def singled(self, found: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """What was found for each input, of those that are one artifact the only item."""
+        return {name: items if self.artifacts[name] == "ins" else items[0] for name, items in found.items()}
 
 
 def step(function: Callable[..., Metrics]) -> Step:
@@ -140,6 +151,11 @@ def step(function: Callable[..., Metrics]) -> Step:
     summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
     config = hints[parameters[0].name]
     return Step(function.__name__, summary, config, artifacts, frozenset(optional), function)
+
+
+def several(given: Path | str | Sequence[Path | str]) -> list[Path]:
+    """One path or many, as many."""
+    return [Path(given)] if isinstance(given, Path | str) else [Path(path) for path in given]
 
 
 def scratch_root() -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sonorant.config import Split, SyntheticSource
+from sonorant.config import Part, Split, SyntheticSource
 from sonorant.data.corpus import Row, Segment
 from sonorant.data.frames import SAMPLE_RATE
 from sonorant.data.synthesis.recording import Speaker, record
@@ -32,6 +32,7 @@ from sonorant.data.synthesis.scenes import Scene, draw_image, draw_scenes
 from sonorant.data.synthesis.voices import NUM_VOICES, EngineName, Spoken, is_espeak_installed, open_engine
 
 SHARD_UTTERANCES = 32
+WHOLE = Part()
 RECORD = "shard.json"
 PARTIAL = ".partial-"
 # What a random generator is for; a scene's own purposes are 1 and 2.
@@ -79,14 +80,16 @@ def synthesise(
     folder: Path,
     num_workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    part: Part = WHOLE,
 ) -> list[Row]:
-    """Make the corpus below `folder` as 16 kHz mono 16-bit FLAC and 96 x 96 PNG, and return its rows.
+    """Make a part of the corpus below `folder` as 16 kHz mono 16-bit FLAC and 96 x 96 PNG, and return its rows.
 
-    Finished shards of the same section that lie there are kept, others removed; `num_workers` 0 is one
-    process per core; `progress(done, total)` is called as utterances are finished. Raises ValueError where
-    the engine is missing, the section keeps no utterance, or a file cannot be written.
+    A part is every `part.count`-th shard from `part.index` on; the whole by default. Finished shards of the same
+    section that lie there are kept, others removed; `num_workers` 0 is one process per core; `progress(done, total)`
+    is called as utterances are finished. Raises ValueError where the engine is missing, the section keeps no
+    utterance, or a file cannot be written.
     """
-    shards = plan_shards(source, folder)
+    shards = plan_shards(source, folder)[part.index :: part.count]
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
     missing = [shard for shard in shards if read_shard(shard) is None]
