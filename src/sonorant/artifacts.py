@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "artifact.json"
+ABSENCE = "absent.txt"
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
@@ -36,6 +37,17 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
             f"{path}: found no valid JSON ({error}), wanted an artifact's record: make the artifact again"
         ) from None
     return record
+
+
+def write_absence(folder: Path, reason: str) -> None:
+    """Write, where an artifact is wanted, that there is none: a step takes such an optional input as not given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ABSENCE).write_text(reason + "\n")
+
+
+def is_absent(folder: Path) -> bool:
+    """Whether the folder says that there is no artifact."""
+    return (folder / ABSENCE).is_file()
 
 
 def check_replaceable(path: Path, name: str, inputs: Collection[Path]) -> None:

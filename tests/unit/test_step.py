@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from sonorant.artifacts import digest_folder, read_record
+from sonorant.artifacts import digest_folder, read_record, write_absence
 from sonorant.config import Section
 from sonorant.steps.step import In, Metrics, Out, Scratch, step
 
@@ -159,6 +159,19 @@ def test_an_input_must_be_an_artifact(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found no valid JSON") as caught:
         add({}, numbers=tmp_path / "n", **paths)
     one_line(caught)
+
+
+def test_an_input_that_says_it_is_absent_was_not_given(tmp_path: Path) -> None:
+    count({}, numbers=tmp_path / "numbers")
+    absent, made = tmp_path / "absent", {}
+    write_absence(absent, "nothing in service")
+    for name, given in {"without": {}, "absent": {"more": absent}, "with": {"more": tmp_path / "numbers"}}.items():
+        outputs = {"sums": tmp_path / name / "sums", "rests": tmp_path / name / "rests"}
+        add({}, numbers=tmp_path / "numbers", **outputs, **given)
+        made[name] = (outputs["sums"] / "artifact.json").read_bytes()
+    assert made["absent"] == made["without"] != made["with"]
+    with pytest.raises(ValueError, match=r"absent: found a folder without artifact\.json"):
+        add({}, numbers=absent, **outputs)
 
 
 @pytest.mark.parametrize("number", [13, 14], ids=["exception", "exit"])

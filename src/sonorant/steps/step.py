@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sonorant import __version__
-from sonorant.artifacts import check_replaceable, digest_folder, put_in_place, read_record, staging_place, write_record
+from sonorant.artifacts import (
+    check_replaceable,
+    digest_folder,
+    is_absent,
+    put_in_place,
+    read_record,
+    staging_place,
+    write_record,
+)
 from sonorant.config import SECTIONS, Section
 from sonorant.params import parse_section
 
@@ -92,6 +100,9 @@ class Step:
                 f"{'leave out ' + str(sorted(unknown)) if unknown else 'add ' + str(sorted(missing))}"
             )
         inputs = {n: several(read) for n in self.inputs if (read := paths.get(n))}
+        # Kubeflow cannot leave an input out when it runs; what is not there comes as a folder that says so.
+        for name in self.optional & {name for name, folders in inputs.items() if all(map(is_absent, folders))}:
+            del inputs[name]
         outputs = {n: Path(str(paths[n])) for n in self.outputs}
         for name, path in outputs.items():
             check_replaceable(path, name, [path for folders in inputs.values() for path in folders])
