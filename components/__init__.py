@@ -1,9 +1,10 @@
 """The steps as Kubeflow components, one file a step."""
 
 from components.cluster import cluster
+from components.convert import convert
 from components.evaluate import evaluate
 from components.prepare import prepare
 from components.pretrain import pretrain
 from components.publish import publish
 
-__all__ = ["cluster", "evaluate", "prepare", "pretrain", "publish"]
+__all__ = ["cluster", "convert", "evaluate", "prepare", "pretrain", "publish"]

@@ -1,7 +1,7 @@
 """The evaluate step as a Kubeflow component."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
@@ -13,10 +13,11 @@ def evaluate(
     model: Input[Model],
     report: Output[Artifact],
     metrics: Output[Metrics],
+    page: Output[HTML],
     previous: Input[Model] | None = None,
 ):
     """Measure the published model against its baselines."""
     from sonorant.steps import evaluate
     from sonorant.steps.component import run
 
-    run(evaluate, config, metrics, corpus=corpus, model=model, report=report, previous=previous)
+    run(evaluate, config, metrics, corpus=corpus, model=model, report=report, previous=previous, page=page)

@@ -1,15 +1,20 @@
 """The prepare step as a Kubeflow component."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Metrics, Output
+from kfp.dsl import Dataset, Input, Metrics, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def prepare(config: dict, corpus: Output[Dataset], metrics: Output[Metrics]):
+def prepare(
+    config: dict,
+    corpus: Output[Dataset],
+    metrics: Output[Metrics],
+    shares: Input[list[Dataset]] | None = None,
+):
     """Check and resample the speech of all sources, and write a corpus whose splits share no speaker."""
     from sonorant.steps import prepare
     from sonorant.steps.component import run
 
-    run(prepare, config, metrics, corpus=corpus)
+    run(prepare, config, metrics, corpus=corpus, shares=shares)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,11 +27,16 @@ class Artifact(Protocol):
 
 
 def run(
-    step: Step, config: Mapping[str, Any], metrics: Artifact, **artifacts: Artifact | Sequence[Artifact] | None
+    step: Step,
+    config: Mapping[str, Any],
+    metrics: Artifact,
+    page: Artifact | None = None,
+    **artifacts: Artifact | Sequence[Artifact] | None,
 ) -> None:
     """Run `step` on kfp artifacts; an optional input may be None, one that takes many is a list.
 
-    Its metrics go into `metrics`; into each output's metadata goes which step made it, from what, its digest.
+    Its metrics go into `metrics`; into each output's metadata goes which step made it, from what, its digest. `page`
+    becomes a copy of the report's page, which Kubeflow shows.
     """
     try:
         paths: dict[str, Any] = {name: path_of(artifact) for name, artifact in artifacts.items()}
@@ -46,6 +52,8 @@ def run(
         assert artifact is not None
         assert not isinstance(artifact, Sequence)
         record = read_record(Path(artifact.path), name)
+        if page and name == "report":
+            shutil.copyfile(Path(artifact.path) / "report.html", page.path)
         artifact.metadata.update({key: record[key] for key in ("step", "sonorant", "inputs", "digest")})
 
 
