@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from kfp import compiler, local
 
+from pipelines.placing import every_task
 from pipelines.submission import submit_run
 from pipelines.train import graph_for
 from sonorant.params import check_params, read_params
@@ -52,7 +53,7 @@ def run(
     runner = local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root.resolve()), enable_caching=cache)
     # A cluster needs time to replace a lost machine; here the wait would only hide the fault.
-    for task in graph.pipeline_spec.root.dag.tasks.values():
+    for task in every_task(graph):
         task.retry_policy.backoff_duration.FromSeconds(1)
     try:
         graph(**parameters)
@@ -78,7 +79,7 @@ def submit(
     _, parameters = graph_for(params)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "sonorant-train.yaml"
-        write_package(params, package)
+        write_package(params, package, cache=cache)
         typer.echo(
             submit_run(
                 package,
@@ -88,7 +89,6 @@ def submit(
                 name=name,
                 namespace=namespace,
                 token=token,
-                cache=cache,
             )
         )
 
@@ -100,9 +100,13 @@ def checked_params(config: list[Path], overrides: list[str]) -> dict[str, Any]:
     return params
 
 
-def write_package(params: dict[str, Any], path: Path) -> None:
+def write_package(params: dict[str, Any], path: Path, cache: bool = True) -> None:
     """Compile the pipeline of as many rounds as `params` asks for, with its parameters as defaults."""
     graph, parameters = graph_for(params)
+    if not cache:
+        # kfp's own switch reaches the outermost tasks only.
+        for task in every_task(graph):
+            task.caching_options.enable_cache = False
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(graph, str(path), pipeline_parameters=parameters)
 

@@ -1,5 +1,8 @@
 """Where a task runs on a cluster: its share of a machine, its deadline, its volume, its keys."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
@@ -58,3 +61,10 @@ def with_webhook(task: PipelineTask) -> None:
 def with_client_key(task: PipelineTask) -> None:
     """Let a pod ask the embedding servers, where they want a key."""
     kubernetes.use_secret_as_env(task, CLIENT, {"key": "SONORANT_API_KEY"}, optional=True)
+
+
+def every_task(graph: Any) -> Iterator[Any]:
+    """The tasks of a compiled pipeline, also those within loops, conditions and exit handlers."""
+    spec = graph.pipeline_spec
+    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
+        yield from dag.tasks.values()

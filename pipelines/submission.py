@@ -22,7 +22,6 @@ def submit_run(
     name: str | None = None,
     namespace: str | None = None,
     token: str | None = None,
-    cache: bool = True,
     seconds: int = 60,
 ) -> str:
     """Start a run of a compiled pipeline in an experiment, made if need be; the run's id.
@@ -41,7 +40,6 @@ def submit_run(
                 run_name=name,
                 experiment_name=experiment,
                 namespace=namespace,
-                enable_caching=None if cache else False,
             )
         except kfp_server_api.ApiException as error:
             raise ValueError(

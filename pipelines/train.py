@@ -8,12 +8,22 @@ import components
 from pipelines.placing import GPU, place
 from sonorant.params import TWICE, parse_rounds, second_values
 
+NAME = "sonorant-train"
 
-def prepared(config: Any) -> Any:
-    """The corpus."""
-    task = components.prepare(config=config)
-    place(task, cpu="8", memory="16Gi", hours=24, retries=2)
+
+def prepared(config: Any, shares: Any) -> Any:
+    """The corpus, its rows checked and resampled by as many pods as there are shares."""
+    with dsl.ParallelFor(shares, name="shares") as part:
+        share = components.convert(config=part)
+        place(share, cpu="8", memory="16Gi", hours=24, retries=2)
+    task = components.prepare(config=config, shares=dsl.Collected(share.outputs["share"]))
+    place(task, cpu="4", memory="16Gi", hours=12, retries=2)
     return task.outputs["corpus"]
+
+
+def imported(uri: Any) -> Any:
+    """A corpus that is there already."""
+    return dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=False).output
 
 
 def clustered(config: Any, **inputs: Any) -> Any:
@@ -28,6 +38,7 @@ def pretrained(config: Any, **inputs: Any) -> Any:
     task = components.pretrain(config=config, **inputs)
     place(task, cpu="12", memory="64Gi", hours=240, retries=5)
     task.set_accelerator_type(GPU).set_accelerator_limit(1)
+    kubernetes.add_node_selector(task, f"{GPU}.present", "true")
     kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
     kubernetes.empty_dir_mount(task, "shm", mount_path="/dev/shm", medium="Memory", size_limit="16Gi")
@@ -48,39 +59,48 @@ def evaluated(config: Any, **inputs: Any) -> Any:
     return task.outputs["report"]
 
 
-@dsl.pipeline(name="sonorant-train", description="Speech in, a measured model out.")
-def train(prepare: dict, cluster: dict, pretrain: dict, publish: dict, evaluate: dict):
-    """Prepare, cluster, pretrain, publish, evaluate; each takes its section of params.yaml."""
-    corpus = prepared(prepare)
-    units = clustered(cluster, corpus=corpus)
-    encoder = pretrained(pretrain, corpus=corpus, units=units)
-    model = published(publish, corpus=corpus, encoder=encoder)
-    evaluated(evaluate, corpus=corpus, model=model)
+def graph_of(num_rounds: int = 1, *, is_imported: bool = False) -> Any:
+    """The pipeline of one round or two, whose corpus is prepared or imported."""
+
+    @dsl.pipeline(name=NAME, description="Speech in, a measured model out.")
+    def train(
+        cluster: dict,
+        pretrain: dict,
+        publish: dict,
+        evaluate: dict,
+        prepare: dict = {},  # noqa: B006
+        shares: list = [],  # noqa: B006
+        corpus: str = "",
+        second_cluster: dict = {},  # noqa: B006
+        second_pretrain: dict = {},  # noqa: B006
+    ):
+        """Each step takes its section of params.yaml; the second round trains on units of a layer of the first's
+        encoder (HuBERT's iterations)."""
+        speech = imported(corpus) if is_imported else prepared(prepare, shares)
+        units = clustered(cluster, corpus=speech)
+        encoder = pretrained(pretrain, corpus=speech, units=units)
+        if num_rounds == 2:
+            units = clustered(second_cluster, corpus=speech, encoder=encoder)
+            encoder = pretrained(second_pretrain, corpus=speech, units=units)
+        model = published(publish, corpus=speech, encoder=encoder)
+        evaluated(evaluate, corpus=speech, model=model)
+
+    return train
 
 
-@dsl.pipeline(name="sonorant-train-twice", description="Speech in, a measured model of two rounds out.")
-def train_twice(
-    prepare: dict,
-    cluster: dict,
-    pretrain: dict,
-    second_cluster: dict,
-    second_pretrain: dict,
-    publish: dict,
-    evaluate: dict,
-):
-    """The same, but a second encoder is trained, on units of a layer of the first (HuBERT's iterations)."""
-    corpus = prepared(prepare)
-    units = clustered(cluster, corpus=corpus)
-    encoder = pretrained(pretrain, corpus=corpus, units=units)
-    second_units = clustered(second_cluster, corpus=corpus, encoder=encoder)
-    second_encoder = pretrained(second_pretrain, corpus=corpus, units=second_units)
-    model = published(publish, corpus=corpus, encoder=second_encoder)
-    evaluated(evaluate, corpus=corpus, model=model)
+def graph_for(params: dict[str, Any], *, corpus: str = "", num_shares: int = 1) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that `params` asks for, and its parameters: whole sections, one a task.
 
-
-def graph_for(params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The pipeline of as many rounds as `params` asks for, and its parameters: whole sections, one a task."""
+    `corpus` is the address of one to import instead of preparing it; else so many pods prepare a share each.
+    """
     sections = {name: values for name, values in params.items() if name not in ("rounds", "second")}
-    if parse_rounds(params).rounds == 1:
-        return train, sections
-    return train_twice, {**sections, **{f"second_{name}": second_values(name, params) for name in TWICE}}
+    num_rounds = parse_rounds(params).rounds
+    if num_rounds == 2:
+        sections |= {f"second_{name}": second_values(name, params) for name in TWICE}
+    if corpus:
+        del sections["prepare"]
+        sections["corpus"] = corpus
+    else:
+        parts = [{"index": index, "count": num_shares} for index in range(num_shares)]
+        sections["shares"] = [{**sections["prepare"], "part": part} for part in parts]
+    return graph_of(num_rounds, is_imported=bool(corpus)), sections

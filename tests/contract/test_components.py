@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import ast
+import copy
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kfp import compiler
 
 import components
 from components.image import IMAGE
 from pipelines.train import graph_for
 from sonorant.config import SECTIONS
 from sonorant.params import parse_round, parse_section, read_params
-from sonorant.steps import STEPS
+from sonorant.steps import SHARED, STEPS
+from tests.compiled import Compiled, Task, compiled
 from tests.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = read_params([ROOT / "params.yaml"])
+GOLDEN = Path(__file__).with_name("train.golden.yaml")
+ALL = SHARED | STEPS
+CORPUS = "s3://speech/corpora/one"
 
 
 def task_name(step: str, number: int) -> str:
@@ -32,54 +39,47 @@ def parameter_name(step: str, number: int) -> str:
     return step if number == 1 else f"second_{step}"
 
 
-TASKS = {task_name(task.step, task.round): task for task in workflow(2)}
-
-
-def compile_with(params: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The compiled pipeline and its Kubernetes document."""
-    path = folder / "train.yaml"
-    graph, parameters = graph_for(params)
-    compiler.Compiler().compile(graph, str(path), pipeline_parameters=parameters)
-    pipeline, platform = yaml.safe_load_all(path.read_text())
-    return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+STEP_OF = {name: name for name in SHARED} | {task_name(task.step, task.round): task.step for task in workflow(2)}
+"""The step that a task runs, of all tasks of two rounds that run one."""
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of two rounds, which hold all that one has."""
-    return compile_with({**PARAMS, "rounds": 2}, tmp_path_factory.mktemp("compiled"))
+def train(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The pipeline of two rounds, which hold all that one has."""
+    graph, parameters = graph_for({**PARAMS, "rounds": 2}, num_shares=2)
+    return compiled(graph, parameters, tmp_path_factory.mktemp("compiled") / "train.yaml")
 
 
 @pytest.fixture(scope="module")
-def pipeline(compiled: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return compiled[0]
+def tasks(train: Compiled) -> dict[str, Task]:
+    return train.tasks()
 
 
-@pytest.fixture(scope="module")
-def kubernetes(compiled: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
-    return compiled[1]
+def test_every_step_has_a_component_and_a_task(tasks: dict[str, Task]) -> None:
+    assert set(components.__all__) == set(ALL)
+    assert set(STEP_OF) <= set(tasks)
 
 
-def test_every_step_has_a_component_and_a_task(pipeline: dict[str, Any]) -> None:
-    assert set(components.__all__) == set(STEPS)
-    assert set(TASKS) == set(pipeline["root"]["dag"]["tasks"])
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_component_has_the_inputs_and_outputs_of_its_step(pipeline: dict[str, Any], name: str) -> None:
-    step, component = STEPS[TASKS[name].step], pipeline["components"][f"comp-{name}"]
+@pytest.mark.parametrize("name", STEP_OF)
+def test_a_component_has_the_inputs_and_outputs_of_its_step(tasks: dict[str, Task], name: str) -> None:
+    step, component = ALL[STEP_OF[name]], tasks[name].component
     inputs = component["inputDefinitions"]
     assert inputs["parameters"] == {"config": {"parameterType": "STRUCT"}}
     found = inputs.get("artifacts", {})
     assert set(found) == set(step.inputs)
     assert {n for n in found if found[n].get("isOptional", False)} == step.optional
+    assert {n for n in found if found[n].get("isArtifactList", False)} == {
+        n for n in step.inputs if step.artifacts[n] == "ins"
+    }
     outputs = component["outputDefinitions"]["artifacts"]
-    assert outputs.pop("metrics")["artifactType"]["schemaTitle"] == "system.Metrics"
-    assert set(outputs) == set(step.outputs)
+    shown = {n: outputs[n]["artifactType"]["schemaTitle"] for n in set(outputs) - set(step.outputs)}
+    # Kubeflow's page shows these two.
+    assert shown == {"metrics": "system.Metrics", **({"page": "system.HTML"} if "report" in step.outputs else {})}
+    assert set(step.outputs) <= set(outputs)
     assert "parameters" not in component["outputDefinitions"]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_component_hands_everything_to_its_step_and_holds_no_thought(name: str) -> None:
     """Its body is a docstring, two imports and `run(step, config, metrics, artifact=artifact, …)`."""
     tree = ast.parse((ROOT / "components" / f"{name}.py").read_text())
@@ -87,62 +87,148 @@ def test_a_component_hands_everything_to_its_step_and_holds_no_thought(name: str
     summary, step_import, run_import, call = function.body
     assert ast.unparse(step_import) == f"from sonorant.steps import {name}"
     assert ast.unparse(run_import) == "from sonorant.steps.component import run"
-    artifacts = [n for n, role in STEPS[name].artifacts.items() if role != "scratch"]
+    artifacts = [n for n, role in ALL[name].artifacts.items() if role != "scratch"]
+    artifacts += ["page"] if "report" in ALL[name].outputs else []
     arguments = ", ".join([name, "config", "metrics", *(f"{a}={a}" for a in artifacts)])
     assert ast.unparse(call) == f"run({arguments})"
-    assert " ".join(ast.literal_eval(summary.value).split()) == STEPS[name].summary
+    assert " ".join(ast.literal_eval(summary.value).split()) == ALL[name].summary
 
 
-def test_an_artifact_has_one_type_everywhere(pipeline: dict[str, Any]) -> None:
+def test_an_artifact_has_one_type_everywhere(tasks: dict[str, Task]) -> None:
     types: dict[str, set[str]] = {}
-    for component in pipeline["components"].values():
-        for definitions in (component["inputDefinitions"], component["outputDefinitions"]):
+    for task in tasks.values():
+        if task.name not in STEP_OF:
+            continue
+        for definitions in (task.component["inputDefinitions"], task.component["outputDefinitions"]):
             for artifact, definition in definitions.get("artifacts", {}).items():
-                types.setdefault(artifact, set()).add(definition["artifactType"]["schemaTitle"])
+                name = artifact.removesuffix("s") if definition.get("isArtifactList") else artifact
+                types.setdefault(name, set()).add(definition["artifactType"]["schemaTitle"])
     assert {artifact: found for artifact, found in types.items() if len(found) > 1} == {}
+    assert types["share"] == types["corpus"] == {"system.Dataset"}
+    assert types["encoder"] == types["model"] == {"system.Model"}
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
 def test_edges_lead_from_the_last_writer_to_the_reader(tmp_path: Path, num_rounds: int) -> None:
-    pipeline, _ = compile_with({**PARAMS, "rounds": num_rounds}, tmp_path)
+    tasks = compiled(*graph_for({**PARAMS, "rounds": num_rounds}), tmp_path / "train.yaml").tasks()
     wanted = {task_name(task.step, task.round): task for task in workflow(num_rounds)}
-    found = pipeline["root"]["dag"]["tasks"]
-    assert set(found) == set(wanted)
+    assert {name for name in tasks if name in STEP_OF} == {*SHARED, *wanted}
     for name, task in wanted.items():
-        parameter = parameter_name(task.step, task.round)
-        assert found[name]["inputs"]["parameters"] == {"config": {"componentInputParameter": parameter}}
-        writers = {artifact: task_name(*writer) for artifact, writer in task.reads.items()}
-        assert found[name]["inputs"].get("artifacts", {}) == {
-            artifact: {"taskOutputArtifact": {"producerTask": writer, "outputArtifactKey": artifact}}
-            for artifact, writer in writers.items()
-        }
-        assert set(found[name].get("dependentTasks", [])) == set(writers.values())
+        assert tasks[name].parameters == {"config": parameter_name(task.step, task.round)}
+        edges = {artifact: [(task_name(*writer), artifact)] for artifact, writer in task.reads.items()}
+        optional = ALL[task.step].optional - set(edges)
+        assert {a: w for a, w in tasks[name].artifacts.items() if a not in optional} == edges
+    assert tasks["convert"].parameters == {"config": "shares[]"}
+    assert tasks["convert"].artifacts == {}
+    assert tasks["prepare"].artifacts == {"shares": [("convert", "share")]}
+
+
+def test_an_existing_corpus_is_imported_in_place_of_a_prepared_one(tmp_path: Path) -> None:
+    graph, parameters = graph_for(PARAMS, corpus=CORPUS)
+    found = compiled(graph, parameters, tmp_path / "train.yaml")
+    tasks = found.tasks()
+    assert {"convert", "prepare"} & set(tasks) == set()
+    assert {"prepare", "shares"} & set(parameters) == set()
+    writers = {writer for task in tasks.values() for writer, _ in task.artifacts.get("corpus", [])}
+    assert writers == {"importer"}
+    importer = found.pipeline["deploymentSpec"]["executors"]["exec-importer"]["importer"]
+    assert importer["typeSchema"]["schemaTitle"] == "system.Dataset"
+    assert tasks["importer"].parameters == {"uri": "corpus"}
+    assert found.defaults["corpus"] == CORPUS
+
+
+@pytest.mark.parametrize("num_shares", [1, 3])
+def test_shares_are_the_section_and_a_part_each(tmp_path: Path, num_shares: int) -> None:
+    found = compiled(*graph_for(PARAMS, num_shares=num_shares), tmp_path / "train.yaml")
+    convert = SHARED["convert"]
+    sections = [parse_section("prepare", convert.config, values) for values in found.defaults["shares"]]
+    assert [section.part.index for section in sections] == list(range(num_shares))  # type: ignore[attr-defined]
+    wanted = parse_section("prepare", SECTIONS["prepare"], PARAMS["prepare"])
+    assert {section.part.count for section in sections} == {num_shares}  # type: ignore[attr-defined]
+    for section in sections:
+        assert SECTIONS["prepare"].model_validate(section.model_dump(exclude={"part"})) == wanted
 
 
 def test_the_second_round_takes_what_second_changes(tmp_path: Path) -> None:
     """Its sections reach it whole, through Kubeflow's whole numbers turned fractions."""
     changes = {"cluster": {"layer": 1, "num_units": 50}, "pretrain": {"optim": {"beta1": 0.8}}}
     params = {**PARAMS, "rounds": 2, "second": changes}
-    pipeline, _ = compile_with(params, tmp_path)
-    defaults = {n: p["defaultValue"] for n, p in pipeline["root"]["inputDefinitions"]["parameters"].items()}
+    defaults = compiled(*graph_for(params), tmp_path / "train.yaml").defaults
     for name in changes:
         found = parse_section(name, SECTIONS[name], defaults[f"second_{name}"])
         assert found == parse_round(name, params, 2) != parse_round(name, params, 1)
         assert parse_section(name, SECTIONS[name], defaults[name]) == parse_round(name, params, 1)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_every_task_has_its_share_of_the_cluster(
-    pipeline: dict[str, Any], kubernetes: dict[str, Any], name: str
+def leaves(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where each single value lies in nested mappings and lists."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if not values or items is None:
+        yield path
+    else:
+        for key, value in items:
+            yield from leaves(value, (*path, key))
+
+
+def changed(values: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The same with another value at one place."""
+    values = copy.deepcopy(values)
+    at = values
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return values
+
+
+LEAVES = [path for path in leaves(PARAMS) if path != ("rounds",)]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=lambda path: ".".join(map(str, path)))
+def test_a_parameter_reaches_the_tasks_that_own_it_and_no_other(
+    train: Compiled, tasks: dict[str, Task], path: tuple[Any, ...]
 ) -> None:
-    container = pipeline["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
-    task, pod = pipeline["root"]["dag"]["tasks"][name], kubernetes[f"exec-{name}"]
+    """One value of params.yaml is changed: exactly its owners are handed something else than before."""
+    params = changed({**PARAMS, "rounds": 2}, path, {"seed": 5} if path == ("second", "pretrain") else "changed")
+    _, before = graph_for({**PARAMS, "rounds": 2}, num_shares=2)
+    _, after = graph_for(params, num_shares=2)
+
+    def handed(task: Task, parameters: dict[str, Any]) -> list[Any]:
+        names = [source.removesuffix("[]") for source in task.parameters.values() if isinstance(source, str)]
+        return [parameters[name] for name in names if name in parameters]
+
+    found = {name for name, task in tasks.items() if handed(task, before) != handed(task, after)}
+    owners = {
+        "prepare": {"convert", "prepare"},
+        "cluster": {"cluster", "cluster-2"},
+        "pretrain": {"pretrain", "pretrain-2"},
+        "second": {f"{path[1]}-2"} if len(path) > 1 else set(),
+    }
+    wanted = owners.get(path[0], {path[0]})
+    # What `second` lays over a value hides it from the second round.
+    hidden = {f"{path[0]}-2"} if is_overlaid(PARAMS["second"].get(path[0], {}), path[1:]) else set()
+    assert found == wanted - hidden
+    assert set(before) == set(after) == set(train.defaults) & set(before)
+
+
+def is_overlaid(values: Any, path: tuple[Any, ...]) -> bool:
+    """Whether these values say something at that place."""
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+@pytest.mark.parametrize("name", STEP_OF)
+def test_every_task_has_its_share_of_the_cluster(train: Compiled, tasks: dict[str, Task], name: str) -> None:
+    task = tasks[name]
+    container, pod = train.executor(task), train.pod(task)
     assert container["image"] == IMAGE
     resources = container["resources"]
     assert float(resources["resourceCpuLimit"]) >= float(resources["resourceCpuRequest"]) >= 1
     assert resources["resourceMemoryLimit"] == resources["resourceMemoryRequest"]
-    assert task["cachingOptions"] == {"enableCache": True}
-    retries = task["retryPolicy"]
+    assert task.spec["cachingOptions"] == {"enableCache": True}
+    retries = task.spec["retryPolicy"]
     assert retries["maxRetryCount"] >= 1
     assert retries["backoffFactor"] > 1
     assert float(retries["backoffDuration"].removesuffix("s")) > 0
@@ -150,39 +236,35 @@ def test_every_task_has_its_share_of_the_cluster(
     # Retries go on from checkpoints only if those lie on a volume; the image says SONORANT_RUNS=/runs.
     (mount,) = pod["pvcMount"]
     assert (mount["constant"], mount["mountPath"]) == ("sonorant-runs", "/runs")
-    assert "ENV SONORANT_RUNS=/runs" in (ROOT / "docker" / "train.Dockerfile").read_text()
+    assert "SONORANT_RUNS=/runs" in (ROOT / "docker" / "train.Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_pretraining_has_a_gpu_and_shared_memory(
-    pipeline: dict[str, Any], kubernetes: dict[str, Any], number: int
-) -> None:
-    executors = pipeline["deploymentSpec"]["executors"]
-    accelerators = {
-        name: executors[f"exec-{name}"]["container"]["resources"].get("accelerator") for name in TASKS
-    }
+def test_pretraining_has_a_gpu_and_shared_memory(train: Compiled, tasks: dict[str, Task], number: int) -> None:
+    accelerators = {name: train.executor(tasks[name])["resources"].get("accelerator") for name in STEP_OF}
     gpu = accelerators[task_name("pretrain", number)]
+    assert gpu
     assert (gpu["resourceType"], gpu["resourceCount"]) == ("nvidia.com/gpu", "1")
     assert {name for name, found in accelerators.items() if found} == {"pretrain", "pretrain-2"}
-    pod = kubernetes[f"exec-{task_name('pretrain', number)}"]
+    pod = train.pod(tasks[task_name("pretrain", number)])
     (shared,) = pod["emptyDirMounts"]
     assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
     assert pod["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert pod["nodeSelector"] == {"labels": {"nvidia.com/gpu.present": "true"}}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_survives_the_pipeline(pipeline: dict[str, Any], name: str) -> None:
+def test_a_section_survives_the_pipeline(train: Compiled, name: str) -> None:
     """Kubeflow's dict parameters turn 100 into 100.0; the section read from them is the same."""
-    default = pipeline["root"]["inputDefinitions"]["parameters"][name]["defaultValue"]
-    assert parse_section(name, SECTIONS[name], default) == parse_section(name, SECTIONS[name], PARAMS[name])
+    section = SECTIONS[name]
+    assert parse_section(name, section, train.defaults[name]) == parse_section(name, section, PARAMS[name])
 
 
 def test_whole_numbers_come_back_and_others_are_refused(tmp_path: Path) -> None:
     defaults = []
     for num_units in (100, 100.5):
         params = {**PARAMS, "cluster": {"num_units": num_units}}
-        pipeline, _ = compile_with(params, tmp_path)
-        defaults.append(pipeline["root"]["inputDefinitions"]["parameters"]["cluster"]["defaultValue"])
+        defaults.append(compiled(*graph_for(params), tmp_path / "train.yaml").defaults["cluster"])
     assert isinstance(defaults[0]["num_units"], float)
     restored = parse_section("cluster", SECTIONS["cluster"], defaults[0])
     assert repr(restored.model_dump()["num_units"]) == "100"
@@ -190,10 +272,27 @@ def test_whole_numbers_come_back_and_others_are_refused(tmp_path: Path) -> None:
         parse_section("cluster", SECTIONS["cluster"], defaults[1])
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_a_changed_section_reaches_its_own_step_alone(pipeline: dict[str, Any], tmp_path: Path, name: str) -> None:
-    changed, _ = compile_with({**PARAMS, "rounds": 2, name: {**PARAMS[name], "seed": 12_345}}, tmp_path)
-    before, after = (p["root"]["inputDefinitions"]["parameters"] for p in (pipeline, changed))
-    mine = {parameter_name(task.step, task.round) for task in TASKS.values() if task.step == name}
-    assert {n for n in after if before[n] != after[n]} == mine
-    assert {after[n]["defaultValue"]["seed"] for n in mine} == {12_345}
+def test_the_compiled_pipeline_is_pinned(tmp_path: Path) -> None:
+    """Renew it with RENEW_GOLDEN=1 and look at the difference: it is what a cluster is told."""
+    graph, parameters = graph_for({**PARAMS, "rounds": 2}, num_shares=2)
+    found = compiled(graph, parameters, tmp_path / "train.yaml")
+    document = {"pipeline": found.pipeline, "kubernetes": found.kubernetes}
+    # The image is chosen by $SONORANT_IMAGE, the parameters are params.yaml's: neither is the graph's.
+    for executor in found.pipeline["deploymentSpec"]["executors"].values():
+        if "container" in executor:
+            assert executor["container"].pop("image") == IMAGE
+    for parameter in found.pipeline["root"]["inputDefinitions"]["parameters"].values():
+        parameter.pop("defaultValue", None)
+    text = yaml.safe_dump(document, width=120)
+    if os.environ.get("RENEW_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert yaml.safe_load(GOLDEN.read_text()) == document
+
+
+def test_no_secret_is_a_parameter(train: Compiled) -> None:
+    """Keys come as Kubernetes secrets: no parameter is named like one, and no text of the package holds one."""
+    names = train.pipeline["root"]["inputDefinitions"]["parameters"]
+    assert not [name for name in names if re.search("secret|password|token|key|credential", name, re.IGNORECASE)]
+    for executor in train.pipeline["deploymentSpec"]["executors"].values():
+        environment = executor.get("container", {}).get("env", [])
+        assert not [entry for entry in environment if re.search("SECRET|KEY|TOKEN", entry["name"])]
