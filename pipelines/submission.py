@@ -1,16 +1,17 @@
-"""Starting a run on a Kubeflow Pipelines host, in bounded time and with errors on one line."""
+"""Starting a run of a compiled pipeline on a Kubeflow Pipelines host, now or by the clock."""
 
-import json
-import signal
-import warnings
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import kfp
 import kfp_server_api
-import urllib3
+
+from pipelines.connection import connected
+
+RIGHTS = "check --experiment, --namespace and the token's rights"
+FIELDS = re.compile(r"[A-Za-z0-9*/,?#LW-]+")
 
 
 def submit_run(
@@ -22,83 +23,90 @@ def submit_run(
     name: str | None = None,
     namespace: str | None = None,
     token: str | None = None,
-    seconds: int = 60,
+    seconds: float = 60,
 ) -> str:
     """Start a run of a compiled pipeline in an experiment, made if need be; the run's id.
 
     Raises ValueError where the host cannot be reached, refuses, or has not answered after `seconds`.
     """
-    with deadline(seconds, host):
-        check_host(host, token)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            client = kfp.Client(host, existing_token=token, namespace=namespace or "kubeflow")
-        try:
-            run = client.create_run_from_pipeline_package(
-                str(package),
-                arguments=parameters,
-                run_name=name,
-                experiment_name=experiment,
-                namespace=namespace,
-            )
-        except kfp_server_api.ApiException as error:
-            raise ValueError(
-                f"{host}: found HTTP {error.status} ({describe_refusal(error)}), wanted a new run: "
-                "check --experiment, --namespace and the token's rights"
-            ) from None
-        except urllib3.exceptions.HTTPError as error:
-            raise ValueError(f"{host}: found {flatten(error)}, wanted a new run: submit again") from None
+    with connected(
+        host, wanted="a new run", advice=RIGHTS, namespace=namespace, token=token, seconds=seconds
+    ) as client:
+        run = client.create_run_from_pipeline_package(
+            str(package),
+            arguments=parameters,
+            run_name=name,
+            experiment_name=experiment,
+            namespace=namespace,
+        )
     return run.run_id
 
 
-def check_host(host: str, token: str | None) -> None:
-    """Refuse a host that does not answer as Kubeflow Pipelines; kfp's own client would try for ever."""
-    if not host.startswith(("http://", "https://")):
-        raise ValueError(f"--host: found {host!r}, wanted http://… or https://…: add the scheme")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        answer = urllib3.PoolManager(retries=urllib3.Retry(0, redirect=False), timeout=10).request(
-            "GET", f"{host.rstrip('/')}/apis/v2beta1/healthz", headers=headers, redirect=False
+def schedule_runs(
+    package: Path,
+    parameters: dict[str, Any],
+    cron: str,
+    *,
+    host: str,
+    experiment: str,
+    name: str,
+    namespace: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Start runs whenever `cron` says, one at a time and none for times that were missed; the schedule's id.
+
+    Raises ValueError where there is a schedule of that name, and as submit_run does.
+    """
+    expression = with_seconds(cron)
+    with connected(host, wanted="a new schedule", advice=RIGHTS, namespace=namespace, token=token) as client:
+        if any(schedule.display_name == name for schedule in every_schedule(client, namespace)):
+            raise ValueError(f"--name {name}: found a schedule of that name, wanted a new name: --delete {name} first")
+        schedule = client.create_recurring_run(
+            client.create_experiment(experiment, namespace=namespace).experiment_id,
+            name,
+            cron_expression=expression,
+            max_concurrency=1,
+            no_catchup=True,
+            params=parameters,
+            pipeline_package_path=str(package),
         )
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
+    return schedule.recurring_run_id
+
+
+def list_schedules(
+    *, host: str, namespace: str | None = None, token: str | None = None
+) -> list[kfp_server_api.V2beta1RecurringRun]:
+    """Every schedule on the host."""
+    with connected(host, wanted="its schedules", advice=RIGHTS, namespace=namespace, token=token) as client:
+        return list(every_schedule(client, namespace))
+
+
+def change_schedule(
+    change: str, name: str, *, host: str, namespace: str | None = None, token: str | None = None
+) -> None:
+    """Delete, disable or enable the schedule of that name; ValueError where there is none."""
+    with connected(host, wanted=f"to {change} {name}", advice=RIGHTS, namespace=namespace, token=token) as client:
+        schedules = {schedule.display_name: schedule for schedule in every_schedule(client, namespace)}
+        if name not in schedules:
+            raise ValueError(f"schedule {name}: found only {sorted(schedules)}, wanted one of these: see --list")
+        getattr(client, f"{change}_recurring_run")(schedules[name].recurring_run_id)
+
+
+def every_schedule(client: kfp.Client, namespace: str | None) -> Iterator[kfp_server_api.V2beta1RecurringRun]:
+    """The schedules, page by page."""
+    page = ""
+    while page is not None:
+        answer = client.list_recurring_runs(page_token=page, page_size=100, namespace=namespace)
+        yield from answer.recurring_runs or []
+        page = answer.next_page_token or None
+
+
+def with_seconds(cron: str) -> str:
+    """A time as Kubeflow takes it, whose first field is the second: five fields get 0 for it."""
+    fields = cron.split()
+    if len(fields) not in (5, 6) or not all(FIELDS.fullmatch(field) for field in fields):
         raise ValueError(
-            f"--host {host}: found {flatten(error)}, wanted a Kubeflow Pipelines API: "
-            "check it (kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80 makes one here)"
-        ) from None
-    if answer.status in (301, 302, 303, 307, 308, 401, 403):
-        raise ValueError(f"--host {host}: found HTTP {answer.status}, wanted to be let in: set KFP_TOKEN")
-    if answer.status != 200 or not answer.headers.get("Content-Type", "").startswith("application/json"):
-        raise ValueError(
-            f"--host {host}: found HTTP {answer.status} {answer.headers.get('Content-Type', '')}, "
-            "wanted a Kubeflow Pipelines API: check the address"
+            f"--cron: found {cron!r}, wanted minute, hour, day of the month, month and day of the week, such as "
+            "'0 3 * * 1' (Mondays at 3:00, in the cluster's time zone): correct it"
         )
-
-
-@contextmanager
-def deadline(seconds: int, host: str) -> Iterator[None]:
-    """Raise ValueError inside the block after so many seconds: kfp sets no time limit on its requests."""
-
-    def give_up(*_: object) -> None:
-        raise ValueError(f"--host {host}: found no answer in {seconds} s, wanted a new run: see to the host")
-
-    handler = signal.signal(signal.SIGALRM, give_up)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
-
-
-def describe_refusal(error: kfp_server_api.ApiException) -> str:
-    """The server's own words, on one line."""
-    try:
-        message = json.loads(error.body)["message"]
-    except (KeyError, TypeError, ValueError):
-        message = error.reason
-    return flatten(message)
-
-
-def flatten(message: object) -> str:
-    """A message on one line of at most 300 characters."""
-    return " ".join(str(message).split())[:300]
+    return " ".join(["0", *fields][-6:])

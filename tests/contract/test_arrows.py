@@ -36,12 +36,13 @@ ARROWS = {
     "steps": LIBRARY | {"params", "artifacts"},
     "params": {"config"},
     "client": set(),
+    "release": {"artifacts", "config", "params", "store", "client", "inference", "data.audio", "data.corpus", "data.frames"},
     "cli": {"steps", "config", "params", "client"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""
 OUTSIDE = {
-    "components": {"sonorant.steps"},
+    "components": {"sonorant.steps", "sonorant.release"},
     "pipelines": {"components", "sonorant.config", "sonorant.params"},
     "serving": {"sonorant.inference"},
 }
