@@ -36,7 +36,7 @@ ARROWS = {
     "steps": LIBRARY | {"params", "artifacts"},
     "params": {"config"},
     "client": set(),
-    "release": {"artifacts", "config", "params", "store", "client", "inference", "data.audio", "data.corpus", "data.frames"},
+    "release": {"artifacts", "config", "params", "store", "client", "inference", "data"},
     "cli": {"steps", "config", "params", "client"},
     "__main__": {"cli"},
 }
