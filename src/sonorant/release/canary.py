@@ -16,14 +16,13 @@ from sonorant.artifacts import read_record
 from sonorant.config.release import CanaryConfig
 from sonorant.params import parse_section
 from sonorant.release.announcement import Status, conclude
-from sonorant.release.service import open_store, resolve
+from sonorant.release.service import CANARY, PRODUCTION, open_store, resolve
 
 if TYPE_CHECKING:
     from sonorant.client import Client
     from sonorant.inference import Speech
 
 Wave = NDArray[np.float32]
-PRODUCTION, CANARY = "production", "canary"
 POLL_SECONDS = 1.0
 ANSWER_SECONDS = 60.0
 

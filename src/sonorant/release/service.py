@@ -7,6 +7,9 @@ from pathlib import Path
 from sonorant.artifacts import read_record, write_absence
 from sonorant.store import Store
 
+PRODUCTION, CANARY = "production", "canary"
+"""The aliases that the two services follow."""
+
 
 def open_store(store: str) -> Store:
     """The store at s3://BUCKET[/PREFIX]; ValueError where none is given."""
@@ -53,11 +56,11 @@ def release(store: str, alias: str, model: Path, report: Path) -> str:
             f"report {report}: found it made of the model {measured['inputs'].get('model')}, wanted {digest}: "
             "evaluate this model"
         )
-    compared, serving = measured["inputs"].get("previous"), resolve(store, f"{name}@{alias}")
+    compared, serving = measured["inputs"].get("previous"), resolve(store, f"{name}@{PRODUCTION}")
     if serving not in ("", digest, compared):
         raise ValueError(
-            f"{name}@{alias}: found {serving}, wanted {compared or 'nothing'}, with which the report compares the new "
-            "model: another was released meanwhile; run again"
+            f"{name}@{PRODUCTION}: found {serving}, wanted {compared or 'nothing'}, with which the report compares the "
+            "new model: another was released meanwhile; run again"
         )
     shelf.push(model)
     shelf.push(report, alias=alias)
