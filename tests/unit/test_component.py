@@ -44,13 +44,18 @@ def artifact(path: Path) -> dsl.Artifact:
     return dsl.Artifact(name=path.name, uri=str(path))
 
 
+def metrics(path: Path) -> dsl.Metrics:
+    return dsl.Metrics(name=path.name, uri=str(path))
+
+
 def test_metrics_and_lineage_become_metadata(tmp_path: Path) -> None:
     count, total = artifact(tmp_path / "count"), artifact(tmp_path / "total")
-    written, added = dsl.Metrics(), dsl.Metrics()
+    written, added = metrics(tmp_path / "written"), metrics(tmp_path / "added")
     run(write, {"start": 2.0}, written, count=count)
     run(add, {}, added, count=count, total=total, extra=None)
     # Not-a-number has no place in JSON, which is what Kubeflow reads.
     assert json.dumps(written.metadata, allow_nan=False) == '{"count": 2, "share": "nan"}'
+    assert json.loads(Path(written.path).read_text()) == written.metadata
     assert added.metadata == {"total": 3}
     assert total.metadata == {
         "step": "add",
@@ -62,16 +67,16 @@ def test_metrics_and_lineage_become_metadata(tmp_path: Path) -> None:
 
 def test_an_optional_input_is_read_where_it_is_given(tmp_path: Path) -> None:
     count, extra, total = (artifact(tmp_path / name) for name in ("count", "extra", "total"))
-    run(write, {"start": 2}, dsl.Metrics(), count=count)
-    run(write, {"start": 5}, dsl.Metrics(), count=extra)
-    metrics = dsl.Metrics()
-    run(add, {}, metrics, count=count, total=total, extra=extra)
-    assert metrics.metadata == {"total": 8}
+    run(write, {"start": 2}, metrics(tmp_path / "m"), count=count)
+    run(write, {"start": 5}, metrics(tmp_path / "m"), count=extra)
+    added = metrics(tmp_path / "added")
+    run(add, {}, added, count=count, total=total, extra=extra)
+    assert added.metadata == {"total": 8}
     assert set(total.metadata["inputs"]) == {"count", "extra"}
 
 
 def test_a_stopped_step_is_not_a_finished_one(tmp_path: Path) -> None:
     """It exits 0 at a command line, but a workflow must try it again."""
     with pytest.raises(SystemExit) as stop:
-        run(interrupt, {}, dsl.Metrics(), total=artifact(tmp_path / "total"))
+        run(interrupt, {}, metrics(tmp_path / "m"), total=artifact(tmp_path / "total"))
     assert stop.value.code == os.EX_TEMPFAIL

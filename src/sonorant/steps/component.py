@@ -5,6 +5,7 @@ Components are copied into their pods as source, so what they share lives here, 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -47,6 +48,8 @@ def run(
         raise SystemExit(stop.code or os.EX_TEMPFAIL) from None
     # Kubeflow reads metadata as JSON, which has no NaN and no infinity.
     metrics.metadata.update({name: v if math.isfinite(v) else str(v) for name, v in values.items()})
+    # Where metrics have no file, kfp.local takes a finished task for one whose results were lost.
+    Path(metrics.path).write_text(json.dumps(metrics.metadata, indent=1) + "\n")
     for name in step.outputs:
         artifact = artifacts[name]
         assert artifact is not None
