@@ -5,10 +5,12 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 import components
-from pipelines.placing import GPU, place
+from components import operations
+from pipelines.placing import GPU, operate, place, with_store, with_webhook
 from sonorant.params import TWICE, parse_rounds, second_values
 
 NAME = "sonorant-train"
+PRODUCTION = "model@production"
 
 
 def prepared(config: Any, shares: Any) -> Any:
@@ -59,6 +61,24 @@ def evaluated(config: Any, **inputs: Any) -> Any:
     return task.outputs["report"]
 
 
+def in_service(store: Any) -> Any:
+    """The model that the new one is measured against and may replace."""
+    task = operations.incumbent(store=store, reference=PRODUCTION)
+    operate(task, memory="8Gi")
+    with_store(task)
+    return task.outputs["model"]
+
+
+def released(store: Any, alias: Any, gate: Any, *, model: Any, report: Any) -> None:
+    """Into the store, under an alias that services follow, if it is not worse than what is there."""
+    verdict = operations.judge(limits=gate, report=report)
+    operate(verdict)
+    with dsl.If(store != "", name="with a store"), dsl.If(verdict.outputs["Output"] == "pass", name="good enough"):
+        task = operations.release(store=store, alias=alias, model=model, report=report)
+        operate(task, memory="8Gi")
+        with_store(task)
+
+
 def graph_of(num_rounds: int = 1, *, is_imported: bool = False) -> Any:
     """The pipeline of one round or two, whose corpus is prepared or imported."""
 
@@ -73,25 +93,36 @@ def graph_of(num_rounds: int = 1, *, is_imported: bool = False) -> Any:
         corpus: str = "",
         second_cluster: dict = {},  # noqa: B006
         second_pretrain: dict = {},  # noqa: B006
+        store: str = "",
+        alias: str = "production",
+        gate: dict = {},  # noqa: B006
     ):
         """Each step takes its section of params.yaml; the second round trains on units of a layer of the first's
-        encoder (HuBERT's iterations)."""
-        speech = imported(corpus) if is_imported else prepared(prepare, shares)
-        units = clustered(cluster, corpus=speech)
-        encoder = pretrained(pretrain, corpus=speech, units=units)
-        if num_rounds == 2:
-            units = clustered(second_cluster, corpus=speech, encoder=encoder)
-            encoder = pretrained(second_pretrain, corpus=speech, units=units)
-        model = published(publish, corpus=speech, encoder=encoder)
-        evaluated(evaluate, corpus=speech, model=model)
+        encoder (HuBERT's iterations). Where a store is named, a model that passes the gate goes into service."""
+        ending = operations.conclude(pipeline=NAME, run=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+        operate(ending)
+        with_webhook(ending)
+        with dsl.ExitHandler(ending, name="train"):
+            speech = imported(corpus) if is_imported else prepared(prepare, shares)
+            units = clustered(cluster, corpus=speech)
+            encoder = pretrained(pretrain, corpus=speech, units=units)
+            if num_rounds == 2:
+                units = clustered(second_cluster, corpus=speech, encoder=encoder)
+                encoder = pretrained(second_pretrain, corpus=speech, units=units)
+            model = published(publish, corpus=speech, encoder=encoder)
+            report = evaluated(evaluate, corpus=speech, model=model, previous=in_service(store))
+            released(store, alias, gate, model=model, report=report)
 
     return train
 
 
-def graph_for(params: dict[str, Any], *, corpus: str = "", num_shares: int = 1) -> tuple[Any, dict[str, Any]]:
+def graph_for(
+    params: dict[str, Any], *, corpus: str = "", num_shares: int = 1, store: str = "", alias: str = "production"
+) -> tuple[Any, dict[str, Any]]:
     """The pipeline that `params` asks for, and its parameters: whole sections, one a task.
 
-    `corpus` is the address of one to import instead of preparing it; else so many pods prepare a share each.
+    `corpus` is the address of one to import instead of preparing it; else so many pods prepare a share each. `store`
+    is where a model that passes the gate goes, `alias` the name under which services find it.
     """
     sections = {name: values for name, values in params.items() if name not in ("rounds", "second")}
     num_rounds = parse_rounds(params).rounds
@@ -103,4 +134,5 @@ def graph_for(params: dict[str, Any], *, corpus: str = "", num_shares: int = 1) 
     else:
         parts = [{"index": index, "count": num_shares} for index in range(num_shares)]
         sections["shares"] = [{**sections["prepare"], "part": part} for part in parts]
+    sections |= {"store": store, "alias": alias}
     return graph_of(num_rounds, is_imported=bool(corpus)), sections

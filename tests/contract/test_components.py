@@ -253,6 +253,67 @@ def test_pretraining_has_a_gpu_and_shared_memory(train: Compiled, tasks: dict[st
     assert pod["nodeSelector"] == {"labels": {"nvidia.com/gpu.present": "true"}}
 
 
+OPERATIONS = {"incumbent": True, "judge": False, "release": True, "conclude": False}
+"""What a run does beside its steps, and whether that needs the store."""
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_never_reused_and_reaches_what_it_needs(
+    train: Compiled, tasks: dict[str, Task], name: str
+) -> None:
+    task = tasks[name]
+    assert train.executor(task)["image"] == IMAGE
+    # What is in service today was not yesterday.
+    assert not task.spec["cachingOptions"].get("enableCache", False)
+    assert int(train.pod(task)["activeDeadlineSeconds"]) <= 3600
+    found = {entry["envVar"]: entry["secretKey"] for entry in secrets(train, task, "sonorant-s3")}
+    wanted = {key: key for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")} if OPERATIONS[name] else {}
+    assert found == wanted
+
+
+def test_nothing_but_the_steps_and_the_operations_runs(tasks: dict[str, Task]) -> None:
+    assert set(tasks) == {*STEP_OF, *OPERATIONS}
+
+
+def secrets(train: Compiled, task: Task, name: str) -> list[dict[str, str]]:
+    """What of a Kubernetes secret a pod finds in its environment."""
+    entries = train.pod(task).get("secretAsEnv", [])
+    return [pair for entry in entries if secret_name(entry) == name for pair in entry["keyToEnv"]]
+
+
+def secret_name(entry: dict[str, Any]) -> str:
+    """The name of the secret, which kfp writes in either of two ways."""
+    name: str = entry.get("secretName") or entry["secretNameParameter"]["runtimeValue"]["constant"]
+    return name
+
+
+def test_a_new_model_is_measured_against_the_one_in_service_and_goes_there_if_it_passes(tasks: dict[str, Task]) -> None:
+    assert tasks["incumbent"].parameters == {"store": "store", "reference": "model@production"}
+    assert tasks["evaluate"].artifacts["previous"] == [("incumbent", "model")]
+    assert tasks["judge"].artifacts == {"report": [("evaluate", "report")]}
+    assert tasks["judge"].parameters == {"limits": "gate"}
+    released = tasks["release"]
+    assert released.artifacts == {"model": [("publish", "model")], "report": [("evaluate", "report")]}
+    assert released.parameters == {"store": "store", "alias": "alias"}
+    conditions = [policy["condition"] for policy in released.policies if "condition" in policy]
+    assert len(conditions) == 2
+    assert "judge-Output'] == 'pass'" in conditions[0]
+    assert "store'] != ''" in conditions[1]
+
+
+def test_however_a_run_ends_it_is_told(train: Compiled, tasks: dict[str, Task]) -> None:
+    """Everything else is in one group that the exit handler waits for, failed or not."""
+    root = train.pipeline["root"]["dag"]["tasks"]
+    assert len(root) == 2
+    ending = tasks["conclude"]
+    assert ending.spec["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert set(ending.spec["dependentTasks"]) == set(root) - {"conclude"}
+    assert "taskFinalStatus" in str(ending.spec["inputs"]["parameters"]["status"])
+    (webhook,) = secrets(train, ending, "sonorant-webhook")
+    assert webhook["envVar"] == "SONORANT_WEBHOOK"
+    assert [entry["optional"] for entry in train.pod(ending)["secretAsEnv"]] == [True]
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_survives_the_pipeline(train: Compiled, name: str) -> None:
     """Kubeflow's dict parameters turn 100 into 100.0; the section read from them is the same."""
