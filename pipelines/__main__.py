@@ -34,6 +34,11 @@ Name = Annotated[str | None, typer.Option(help="the run's; default: the pipeline
 Namespace = Annotated[str | None, typer.Option(help="yours, where Kubeflow has many users")]
 Token = Annotated[str | None, typer.Option(envvar="KFP_TOKEN", help="better in the environment")]
 
+Corpus = Annotated[str, typer.Option(help="address of a corpus to import instead of preparing one")]
+Shares = Annotated[int, typer.Option(min=1, max=10_000, help="pods that prepare the corpus, a part of the rows each")]
+Store = Annotated[str, typer.Option(help="s3://BUCKET[/PREFIX]: a model that passes the gate is released there")]
+Alias = Annotated[str, typer.Option(help="under which it is released: services that follow it take it up")]
+
 Candidate = Annotated[str, typer.Option(help="model@sha256:DIGEST or model@ALIAS")]
 StoreUrl = Annotated[str, typer.Option(help="s3://BUCKET or s3://BUCKET/PREFIX", envvar="SONORANT_STORE")]
 Speech = Annotated[str, typer.Option(help="a corpus or a folder of audio, where the pod sees it: below /runs")]
@@ -48,22 +53,33 @@ NONE: list[str] = []
 def compile_pipeline(
     config: Config = PARAMS,
     overrides: Overrides = NONE,
+    corpus: Corpus = "",
+    shares: Shares = 1,
+    store: Store = "",
+    alias: Alias = "production",
     output: Annotated[Path, typer.Option(help="where the pipeline's IR goes")] = Path("build/train.yaml"),
 ) -> None:
     """Write the pipeline's IR YAML, with the parameters as defaults."""
-    compile_graph(*graph_for(checked_params(config, overrides)), output)
+    params = checked_params(config, overrides)
+    compile_graph(*graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias), output)
 
 
 @app.command()
 def run(
     config: Config = PARAMS,
     overrides: Overrides = NONE,
+    corpus: Corpus = "",
+    shares: Shares = 1,
+    store: Store = "",
+    alias: Alias = "production",
     root: Root = Path("build/local"),
     on_this_machine: Local = False,
     cache: Cache = False,
 ) -> None:
     """Run the very same graph on this machine."""
-    run_here(*graph_for(checked_params(config, overrides)), root, on_this_machine, cache)
+    params = checked_params(config, overrides)
+    graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
+    run_here(graph, parameters, root, on_this_machine, cache)
 
 
 @app.command()
@@ -71,6 +87,10 @@ def submit(
     host: Host,
     config: Config = PARAMS,
     overrides: Overrides = NONE,
+    corpus: Corpus = "",
+    shares: Shares = 1,
+    store: Store = "",
+    alias: Alias = "production",
     experiment: Experiment = "sonorant",
     name: Name = None,
     namespace: Namespace = None,
@@ -78,7 +98,8 @@ def submit(
     cache: Cache = True,
 ) -> None:
     """Start a run on a cluster and print its id."""
-    graph, parameters = graph_for(checked_params(config, overrides))
+    params = checked_params(config, overrides)
+    graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
         access = {"host": host, "namespace": namespace, "token": token}
@@ -96,6 +117,10 @@ def schedule(
     resume: Annotated[str | None, typer.Option(metavar="NAME", help="start runs again, not those missed")] = None,
     config: Config = PARAMS,
     overrides: Overrides = NONE,
+    corpus: Corpus = "",
+    shares: Shares = 1,
+    store: Store = "",
+    alias: Alias = "production",
     experiment: Experiment = "sonorant",
     namespace: Namespace = None,
     token: Token = None,
@@ -111,12 +136,13 @@ def schedule(
         )
     if listing:
         for found in list_schedules(**access):
-            cron = found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else "-"
-            typer.echo(f"{found.display_name}\t{cron}\t{(found.status or 'unknown').lower()}\t{found.recurring_run_id}")
+            time = found.trigger.cron_schedule.cron if found.trigger and found.trigger.cron_schedule else "-"
+            typer.echo(f"{found.display_name}\t{time}\t{(found.status or 'unknown').lower()}\t{found.recurring_run_id}")
     for verb in asked:
         change_schedule(verb, changes[verb], **access)
     if cron is not None:
-        graph, parameters = graph_for(checked_params(config, overrides))
+        params = checked_params(config, overrides)
+        graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
         with tempfile.TemporaryDirectory() as folder:
             package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
             typer.echo(schedule_runs(package, parameters, cron, experiment=experiment, name=name, **access))

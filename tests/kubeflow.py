@@ -26,6 +26,9 @@ class Kubeflow(ThreadingHTTPServer):
         self.authorizations: set[str | None] = set()
         self.experiments: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
+        self.schedules: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any] | None] = []
+        """What asking for a run finds, one after the other and the last for ever; None: the connection is cut."""
         self.health: tuple[int, str, str] = (200, "application/json", '{"multi_user": false}')
         self.refusal: tuple[int, dict[str, Any]] | None = None
         self.silence = threading.Event()
@@ -47,12 +50,27 @@ class Handler(BaseHTTPRequestHandler):
             (predicate,) = json.loads(parse_qs(url.query)["filter"][0])["predicates"]
             found = [e for e in self.server.experiments if e["display_name"] == predicate["stringValue"]]
             self.answer_json(200, {"experiments": found, "total_size": len(found)} if found else {})
+        elif url.path == f"{API}/recurringruns":
+            self.answer_page("recurringRuns", self.server.schedules, parse_qs(url.query))
+        elif url.path == f"{API}/runs":
+            newest = self.server.found[-1:]
+            self.answer_json(200, {"runs": newest, "total_size": len(newest)} if newest else {})
+        elif url.path == f"{API}/runs/{RUN}":
+            found = self.server.found.pop(0) if len(self.server.found) > 1 else self.server.found[0]
+            if found is None:
+                self.close_connection = True
+            else:
+                self.answer_json(200, found)
         else:
-            self.answer_json(404, {"code": 5, "message": "Not Found", "details": []})
+            self.answer_not_found()
+
+    def do_DELETE(self) -> None:
+        self.server.schedules.remove(self.schedule(self.note().path.rpartition("/")[2]))
+        self.answer_json(200, {})
 
     def do_POST(self) -> None:
         url = self.note()
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
         if self.server.is_silent:
             self.server.silence.wait()
         elif self.server.refusal:
@@ -81,14 +99,43 @@ class Handler(BaseHTTPRequestHandler):
                     "state": "PENDING",
                 },
             )
+        elif url.path == f"{API}/recurringruns":
+            schedule = {
+                **body,
+                "recurring_run_id": f"8d2b7c1e-0000-4000-8000-{len(self.server.schedules):012d}",
+                "created_at": "2026-01-05T10:00:01Z",
+                "status": "ENABLED" if body["mode"] == "ENABLE" else "DISABLED",
+            }
+            self.server.schedules.append(schedule)
+            self.answer_json(200, schedule)
+        elif url.path.startswith(f"{API}/recurringruns/"):
+            name, _, verb = url.path.rpartition("/")[2].partition(":")
+            self.schedule(name).update({"enable": {"status": "ENABLED"}, "disable": {"status": "DISABLED"}}[verb])
+            self.answer_json(200, {})
         else:
-            self.answer_json(404, {"code": 5, "message": "Not Found", "details": []})
+            self.answer_not_found()
+
+    def schedule(self, name: str) -> dict[str, Any]:
+        """The schedule with that id."""
+        (found,) = (schedule for schedule in self.server.schedules if schedule["recurring_run_id"] == name)
+        return found
 
     def note(self) -> Any:
         url = urlsplit(self.path)
         self.server.calls.append((self.command, url.path))
         self.server.authorizations.add(self.headers.get("Authorization"))
         return url
+
+    def answer_page(self, key: str, items: list[dict[str, Any]], query: dict[str, list[str]]) -> None:
+        """A page of a list: two items, however many more were asked for."""
+        start = int(query.get("page_token", ["0"])[0] or 0)
+        answer: dict[str, Any] = {key: items[start : start + 2], "total_size": len(items)} if items else {}
+        if len(items) > start + 2:
+            answer["next_page_token"] = str(start + 2)
+        self.answer_json(200, answer)
+
+    def answer_not_found(self) -> None:
+        self.answer_json(404, {"code": 5, "message": "Not Found", "details": []})
 
     def answer_json(self, status: int, body: dict[str, Any]) -> None:
         self.answer(status, "application/json", json.dumps(body))
