@@ -125,6 +125,7 @@ def graph_for(
     is where a model that passes the gate goes, `alias` the name under which services find it.
     """
     sections = {name: values for name, values in params.items() if name not in ("rounds", "second")}
+    sections.setdefault("gate", {})
     num_rounds = parse_rounds(params).rounds
     if num_rounds == 2:
         sections |= {f"second_{name}": second_values(name, params) for name in TWICE}

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sonorant.config import SECTIONS, ClusterConfig, PretrainConfig, Rounds, Second, Section
+from sonorant.config.release import GateConfig
 
 Parsed = TypeVar("Parsed")
 TWICE = tuple(Second.model_fields)
 """The steps that a second round runs again."""
-KEYS = {*SECTIONS, *Rounds.model_fields}
+KEYS = {*SECTIONS, *Rounds.model_fields, "gate"}
 """What a parameter file may hold."""
 
 
@@ -28,12 +29,12 @@ def read_params(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict[st
 def check_params(params: Mapping[str, Any]) -> None:
     """Refuse, with a ValueError on one line that names every fault, what is not exactly the sections of all steps.
 
-    Beside them may stand `rounds` and `second`.
+    Beside them may stand `rounds`, `second` and `gate`.
     """
     if not set(SECTIONS) <= set(params) <= KEYS:
         raise ValueError(
             f"params: found the sections {sorted(map(str, params))}, wanted {sorted(SECTIONS)} "
-            f"and perhaps {sorted(Rounds.model_fields)}: add, remove or respell"
+            f"and perhaps {sorted(KEYS - set(SECTIONS))}: add, remove or respell"
         )
     faults: list[str] = []
 
@@ -44,6 +45,7 @@ def check_params(params: Mapping[str, Any]) -> None:
             faults.append(str(error))
             return None
 
+    parsed(parse_section, "gate", GateConfig, params.get("gate", {}))
     rounds = parsed(parse_rounds, params)
     sections = {name: parsed(parse_section, name, section, params[name]) for name, section in SECTIONS.items()}
     # A fault in the first round's section is not named again.

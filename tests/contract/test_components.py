@@ -198,6 +198,7 @@ def test_a_parameter_reaches_the_tasks_that_own_it_and_no_other(
 
     found = {name for name, task in tasks.items() if handed(task, before) != handed(task, after)}
     owners = {
+        "gate": {"judge"},
         "prepare": {"convert", "prepare"},
         "cluster": {"cluster", "cluster-2"},
         "pretrain": {"pretrain", "pretrain-2"},

@@ -22,7 +22,7 @@ def params() -> dict[str, Any]:
 
 def test_params_has_exactly_the_sections_in_their_order(params: dict[str, Any]) -> None:
     assert [name for name in params if name in SECTIONS] == list(SECTIONS)
-    assert {name for name in params if name not in SECTIONS} == {"rounds", "second"}
+    assert {name for name in params if name not in SECTIONS} == {"rounds", "second", "gate"}
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -124,6 +124,7 @@ def test_the_second_round_changes_the_sections_key_by_key(params: dict[str, Any]
 @pytest.mark.parametrize(
     ("overrides", "wanted"),
     [
+        (["gate.max_pnmi_loss=2"], "gate.max_pnmi_loss: found 2, wanted less than or equal to 1"),
         (["rounds=3"], "rounds: found 3, wanted less than or equal to 2"),
         (["rounds=0"], "rounds: found 0, wanted greater than or equal to 1"),
         (["rounds=two"], "rounds: found 'two', wanted a valid integer"),

@@ -34,7 +34,8 @@ def test_a_run_carries_the_pipeline_and_the_parameters(
     assert run["display_name"].startswith("sonorant-train")
     parameters = run["runtime_config"]["parameters"]
     assert parameters == graph_for(read_params([PARAMS], [f"rounds={rounds}"]))[1]
-    assert set(parameters) == {"shares", *STEPS, *({"second_cluster", "second_pretrain"} if rounds == 2 else ())}
+    others = {"shares", "store", "alias", "gate"}
+    assert set(parameters) == {*STEPS, *others, *({"second_cluster", "second_pretrain"} if rounds == 2 else ())}
     assert command("compile", *config, "--output", str(tmp_path / "train.yaml")) == 0
     pipeline, platform = yaml.safe_load_all((tmp_path / "train.yaml").read_text())
     assert run["pipeline_spec"]["pipeline_spec"] == pipeline
