@@ -36,7 +36,7 @@ Token = Annotated[str | None, typer.Option(envvar="KFP_TOKEN", help="better in t
 
 Corpus = Annotated[str, typer.Option(help="address of a corpus to import instead of preparing one")]
 Shares = Annotated[int, typer.Option(min=1, max=10_000, help="pods that prepare the corpus, a part of the rows each")]
-Store = Annotated[str, typer.Option(help="s3://BUCKET[/PREFIX]: a model that passes the gate is released there")]
+Store = Annotated[str, typer.Option(help="s3://BUCKET/PREFIX: a model that passes the gate is released there")]
 Alias = Annotated[str, typer.Option(help="under which it is released: services that follow it take it up")]
 
 Candidate = Annotated[str, typer.Option(help="model@sha256:DIGEST or model@ALIAS")]
