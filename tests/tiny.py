@@ -19,7 +19,9 @@ from sonorant.data.batching import Batch, split_in_halves
 from sonorant.data.corpus import Row, Taken, write_corpus
 from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, frame_centres, num_frames, pack_waves
 from sonorant.data.units import write_units
+from sonorant.inference import Codebook, Speech
 from sonorant.models.encoder import Encoder
+from sonorant.models.huggingface import save_encoder
 from sonorant.training.engine import Engine, build_engine
 
 POST_NORM = {"position_depth": 3, "position_kernel": 5, "pre_norm": False}
@@ -181,6 +183,18 @@ def write_tone_corpus(
     for path in (corpus, units):
         write_record(path, {"step": "test", "artifact": path.name, "digest": digest_folder(path)})
     return corpus, units
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """The artifact model: a random encoder, its units the nearest of eight of its frames of noise."""
+    folder.mkdir(parents=True)
+    encoder = make_encoder(seed)
+    save_encoder(encoder, folder, layer=2)
+    centroids = Speech(encoder, 2).embed([noise(SAMPLE_RATE, seed)])[0][::6][:8].copy()
+    dim = centroids.shape[1]
+    Codebook(centroids, np.zeros(dim, np.float32), np.ones(dim, np.float32)).save(folder / "codebook.safetensors")
+    write_record(folder, {"step": "test", "artifact": "model", "inputs": {}, "digest": digest_folder(folder)})
+    return folder
 
 
 def pretrain_values(**changes: Any) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sonorant.artifacts import read_record, write_absence
-from sonorant.store import Store
+
+if TYPE_CHECKING:
+    from sonorant.store import Store
 
 PRODUCTION, CANARY = "production", "canary"
 """The aliases that the two services follow."""
@@ -15,6 +18,8 @@ def open_store(store: str) -> Store:
     """The store at s3://BUCKET[/PREFIX]; ValueError where none is given."""
     if not store:
         raise ValueError("store: found none, wanted s3://BUCKET[/PREFIX]: give it")
+    from sonorant.store import Store
+
     return Store.from_environment(store)
 
 
