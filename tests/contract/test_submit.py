@@ -125,3 +125,12 @@ def test_wrong_parameters_are_refused_before_the_host_is_asked(kubeflow: Kubeflo
         message = command(*arguments, "--config", str(config))
         assert_is_one_line(message, "cluster.num_units", "found 0, wanted greater than or equal to 2")
     assert kubeflow.calls == []
+
+
+COMMANDS = ["compile", "run", "submit", "schedule", "status", "canary", "canary compile", "canary run", "canary submit"]
+
+
+@pytest.mark.parametrize("words", ["", *COMMANDS])
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], words: str) -> None:
+    assert command(*words.split(), "--help") == 0
+    assert "Usage: python -m pipelines" in capsys.readouterr().out
