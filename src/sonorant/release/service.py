@@ -31,19 +31,19 @@ def resolve(store: str, reference: str) -> str:
 
 
 def find_incumbent(store: str, reference: str, model: Path) -> str:
-    """Fetch the model in service into the folder `model`; its digest.
+    """Fetch the model that `reference` stands for into the folder `model`; its digest.
 
-    Where there is no store or nothing in service the folder says that there is none, and the digest is "".
+    Where there is no store, or nothing by that name or a digest that is "", the folder says that there is none, and the
+    digest is "".
     """
     digest = resolve(store, reference)
     if not digest:
-        reason = f"nothing in service as {reference}" if store else "no store"
+        reason = "no store" if not store else f"nothing in service{f' as {reference}' if reference else ''}"
         write_absence(model, reason)
         print(f"incumbent: {reason}", flush=True)
         return ""
-    name = reference.partition("@")[0]
-    open_store(store).fetch(f"{name}@sha256:{digest}", model)
-    print(f"incumbent: {name}@sha256:{digest}", flush=True)
+    open_store(store).fetch(digest, model)
+    print(f"incumbent: {digest}", flush=True)
     return digest
 
 
