@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,32 +177,29 @@ def ask(name: str, client: Client, digest: str, utterance: str, wave: Wave) -> t
 
 
 def draw_waves(speech: Path, config: CanaryConfig) -> list[tuple[str, Wave]]:
-    """At most num_requests utterances by name, evenly from all that are not too long and not too short."""
-    usable = list(usable_waves(speech, config))
-    if not usable:
-        raise ValueError(
-            f"speech {speech}: found nothing of up to {config.max_seconds:g} s, wanted some: name other speech"
-        )
-    return usable
+    """At most num_requests utterances by name, evenly from a corpus's test split or a folder's files.
 
-
-def usable_waves(speech: Path, config: CanaryConfig) -> Iterator[tuple[str, Wave]]:
-    """See draw_waves."""
+    What is too long or too short is left out; ValueError where nothing is left.
+    """
     from sonorant.data.audio import read_wave
     from sonorant.data.corpus import CUTS, read_corpus
     from sonorant.data.frames import SAMPLE_RATE, num_frames
 
     if (speech / CUTS).is_file():
-        chosen = [u for u in read_corpus(speech, "test") if u.seconds <= config.max_seconds]
-        named = ((u.id, u.wave()) for u in spread(chosen, config.num_requests))
+        drawn = spread(read_corpus(speech, "test"), config.num_requests)
+        named = [(utterance.id, utterance.wave()) for utterance in drawn]
     else:
         from sonorant.client.inputs import find_files
 
-        files = [Path(file) for file in find_files([str(speech)])]
-        named = ((file.name, read_wave(file)) for file in spread(files, config.num_requests))
-    for name, wave in named:
-        if num_frames(len(wave)) > 0 and len(wave) <= config.max_seconds * SAMPLE_RATE:
-            yield name, wave
+        files = [Path(file) for file in spread(find_files([str(speech)]), config.num_requests)]
+        named = [(file.name, read_wave(file)) for file in files]
+    most = config.max_seconds * SAMPLE_RATE
+    usable = [(name, wave) for name, wave in named if len(wave) <= most and num_frames(len(wave)) > 0]
+    if not usable:
+        raise ValueError(
+            f"speech {speech}: found nothing of up to {config.max_seconds:g} s, wanted some: name other speech"
+        )
+    return usable
 
 
 def spread(items: Sequence[Any], most: int) -> Sequence[Any]:
