@@ -1,0 +1,1 @@
+"""The object store: artifacts under their digests, and the aliases that say which of them is in use."""
