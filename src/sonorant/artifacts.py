@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "artifact.json"
+ELSEWHERE = "elsewhere.json"
+"""Says which files of an artifact lie in the store: under `files`, by path, a list that begins with the SHA-256."""
 ABSENCE = "absent.txt"
 
 
@@ -69,13 +71,33 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def digest_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files below `folder` except its record."""
+    """SHA-256 over the names and contents of all files below `folder` except its record.
+
+    Files that lie elsewhere count as those that are here: an artifact is the same wherever its files are.
+    """
+    digests = {name: listed[0] for name, listed in files_elsewhere(folder).items()}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in (folder / RECORD, folder / ELSEWHERE):
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+    for name in sorted(digests, key=lambda name: name.split("/")):
+        total.update(f"{name}\0{digests[name]}\n".encode())
     return total.hexdigest()
+
+
+def files_elsewhere(folder: Path) -> dict[str, list[Any]]:
+    """What is listed of each file of the artifact that lies in the store, by its path; none where all are here."""
+    path = folder / ELSEWHERE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: found no list of files ({type(error).__name__}: {error}), wanted what `sonorant store shard` "
+            "wrote: write or fetch the artifact again"
+        ) from None
 
 
 def staging_place(final: Path) -> Path:

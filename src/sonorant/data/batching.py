@@ -8,8 +8,9 @@ on how many there are.)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +22,13 @@ from torch import Tensor
 from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig, UtteranceConfig
 from sonorant.data import frames
 from sonorant.data.audio import standardise
-from sonorant.data.corpus import Utterance
+from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.masking import equalise, span_mask
 from sonorant.data.perturbation import draw_warp, frames_before, perturb
 from sonorant.data.units import UnitStore
 
 NO_WAVE = np.zeros(0, np.float32)
+AHEAD, AHEAD_IN_STORE = 1, 4  # updates made ready while one is learned from; a store now and then takes its time
 
 
 @dataclass
@@ -127,15 +129,19 @@ class Loader:
 
     def updates(self, cursor: Cursor) -> Generator[tuple[list[Batch], Cursor]]:
         """From `cursor` on: this rank's micro-batches of each update, and where the next one begins."""
-        with ThreadPoolExecutor(1) as pool:
-            crops, after = self.plan(cursor)
-            pending = pool.submit(self._load, crops, cursor.update)
+        ahead = AHEAD if all(utterance.shelf is None for utterance in self.utterances) else AHEAD_IN_STORE
+        pending: deque[tuple[Future[list[Batch]], Cursor]] = deque()
+        pool = ThreadPoolExecutor(1)
+        try:
             while True:
-                next_crops, next_after = self.plan(after)
-                batches = pending.result()
-                pending = pool.submit(self._load, next_crops, after.update)
-                yield batches, after
-                after = next_after
+                while len(pending) <= ahead:
+                    crops, after = self.plan(cursor)
+                    pending.append((pool.submit(self._load, crops, cursor.update), after))
+                    cursor = after
+                batches, after = pending.popleft()
+                yield batches.result(), after
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def plan(self, cursor: Cursor) -> tuple[list[Crop], Cursor]:
         """The crops of one update over all ranks, and where the next update begins."""
@@ -205,11 +211,15 @@ class Loader:
         self, crops: Sequence[Crop], masks: Sequence[NDArray[np.bool_]], rows: Sequence[int], update: int
     ) -> Batch:
         waves, units, halves = [], [], []
+        # What is heard behind a crop is the update's next one, wherever that is computed.
+        behind = {row: (row + 1) % len(crops) for row in rows} if self.perturbation.noise_share else {}
+        heard = sorted({*rows, *behind.values()})
+        whole = read_waves([crops[row].utterance for row in heard])
+        pieces = {row: cut(crops[row], wave) for row, wave in zip(heard, whole, strict=True)}
         for row in rows:
             crop, rng = crops[row], np.random.default_rng((self.seed, 4, update, row))
-            # What is heard behind a crop is the update's next one, wherever that is computed.
-            other = cut(crops[(row + 1) % len(crops)]) if self.perturbation.noise_share else NO_WAVE
-            wave = perturb(cut(crop), crop.warp, other, self.perturbation, rng)
+            other = pieces[behind[row]] if behind else NO_WAVE
+            wave = perturb(pieces[row], crop.warp, other, self.perturbation, rng)
             waves.append(wave[: frames.num_samples(crop.num_frames)])
             if self.units is not None:
                 source = frames_before(crop.num_frames, crop.warp, crop.num_source_frames)
@@ -230,10 +240,10 @@ class Loader:
         )
 
 
-def cut(crop: Crop) -> NDArray[np.float32]:
-    """The crop's samples of its standardised utterance, as they were recorded."""
+def cut(crop: Crop, wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The crop's samples of its whole utterance's `wave` (S,) standardised, in memory of their own."""
     start = crop.first_frame * frames.HOP_SAMPLES
-    return standardise(crop.utterance.wave())[start : start + frames.num_samples(crop.num_source_frames)]
+    return standardise(wave)[start : start + frames.num_samples(crop.num_source_frames)].copy()
 
 
 def split_in_halves(

@@ -7,9 +7,9 @@
       stats.json      hours, utterances, speakers, duration histogram, refused rows by reason
       refused.jsonl   source, id, path, reason, detail
 
+Files of audio and images are named after their content; they may lie in a store instead (sonorant.data.shards).
 The cut carries all there is to know: `cut.custom` has `split`, `source`, `digest` (of the samples), `image`
-and `distractors`; its one supervision has the speaker, the text, and the alignments `word` and `phone`. Files
-of audio and images are named after their content.
+and `distractors`; its one supervision has the speaker, the text, and the alignments `word` and `phone`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,28 @@ import gzip
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sonorant.artifacts import ELSEWHERE
 from sonorant.config import Split
 from sonorant.data import frames
+
+if TYPE_CHECKING:
+    from sonorant.data.shards import Shelf
 
 CUTS = "cuts.jsonl.gz"
 STATS = "stats.json"
 REFUSED = "refused.jsonl"
+READERS = 8  # of a store at once: more than one, for each answer takes a while
 HISTOGRAM_SECONDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 Segment = tuple[str, float, float]
 """(label, start, end) in seconds."""
@@ -106,6 +113,8 @@ class Utterance:
     words: tuple[Segment, ...] | None = None
     phones: tuple[Segment, ...] | None = None
     image: Path | None = None
+    shelf: Shelf | None = field(default=None, repr=False, compare=False)
+    """What reads `path` and `image` where they lie in a store."""
 
     @property
     def num_frames(self) -> int:
@@ -121,7 +130,31 @@ class Utterance:
         """All samples in [-1, 1], (S,)."""
         from sonorant.data.audio import read_wave
 
-        return read_wave(self.path)
+        return read_wave(self.path if self.shelf is None else BytesIO(self.shelf.read(self.path)))
+
+    def picture(self) -> bytes | None:
+        """Its image's file, None where it has none."""
+        if self.image is None:
+            return None
+        return self.image.read_bytes() if self.shelf is None else self.shelf.read(self.image)
+
+
+def read_waves(utterances: Sequence[Utterance]) -> Iterator[NDArray[np.float32]]:
+    """The samples of each utterance, in order; where they lie in a store, the next ones are on their way meanwhile."""
+    if all(utterance.shelf is None for utterance in utterances):
+        yield from (utterance.wave() for utterance in utterances)
+        return
+    pool = ThreadPoolExecutor(READERS)
+    ahead: deque[Future[NDArray[np.float32]]] = deque()
+    try:
+        for utterance in utterances:
+            if len(ahead) == 2 * READERS:
+                yield ahead.popleft().result()
+            ahead.append(pool.submit(utterance.wave))
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_corpus(folder: Path, split: Split | None = None, source: str | None = None) -> list[Utterance]:
@@ -134,7 +167,12 @@ def read_corpus(folder: Path, split: Split | None = None, source: str | None = N
     path = folder / CUTS
     if not path.is_file():
         raise ValueError(f"corpus {folder}: found no {CUTS}, wanted a corpus: run `sonorant prepare` first")
-    utterances = [_utterance(folder, cut) for cut in CutSet.from_file(path)]
+    shelf = None
+    if (folder / ELSEWHERE).is_file():
+        from sonorant.data.shards import Shelf
+
+        shelf = Shelf(folder)
+    utterances = [_utterance(folder, cut, shelf) for cut in CutSet.from_file(path)]
     chosen = [u for u in utterances if split in (None, u.split) and source in (None, u.source)]
     if not chosen:
         found = sorted({(u.source, u.split) for u in utterances})
@@ -145,7 +183,7 @@ def read_corpus(folder: Path, split: Split | None = None, source: str | None = N
     return chosen
 
 
-def _utterance(folder: Path, cut: Any) -> Utterance:
+def _utterance(folder: Path, cut: Any, shelf: Shelf | None) -> Utterance:
     supervision = cut.supervisions[0]
     alignment = supervision.alignment or {}
     custom = cut.custom or {}
@@ -169,6 +207,7 @@ def _utterance(folder: Path, cut: Any) -> Utterance:
         words=segments("word"),
         phones=segments("phone"),
         image=folder / custom["image"] if custom.get("image") else None,
+        shelf=shelf,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sonorant.artifacts import ELSEWHERE
 from sonorant.config import (
     FolderSource,
     LhotseSource,
@@ -254,6 +255,11 @@ def read_folder(source: FolderSource) -> Iterator[Entry]:
 def read_lhotse(source: LhotseSource, folder: Path) -> Iterator[Entry]:
     """The rows of a cut manifest, of another corpus's folder or of a Shar folder."""
     path = source.path / CUTS if (source.path / CUTS).is_file() else source.path
+    if (source.path / ELSEWHERE).is_file():
+        raise ValueError(
+            f"source {source.name}: found a corpus {source.path} whose audio lies in a store, wanted audio here: "
+            f"fetch the shards that its {ELSEWHERE} names and give their folder"
+        )
     if path.is_dir():
         for number, cut in enumerate(read_shar(source), 1):
             yield read_cut(source, cut, number, path, folder)

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from sonorant.clustering import MAX_PASSES, fit_kmeans
 from sonorant.config import ClusterConfig
-from sonorant.data.corpus import Utterance
+from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.mfcc import mfcc
 from sonorant.data.progress import Report, shown_progress
 from sonorant.models.codebook import Codebook, centre_frames
@@ -100,7 +100,7 @@ def mfcc_of(utterances: Sequence[Utterance], num_threads: int) -> Iterator[Frame
 
 def layer_of(utterances: Sequence[Utterance], encoder: Embeds, layer: int | None) -> Iterator[Frames]:
     """One layer's frames of each utterance."""
-    yield from encoder.embed([utterance.wave() for utterance in utterances], layer)
+    yield from encoder.embed(list(read_waves(utterances)), layer)
 
 
 def standardise_frames(frames: Frames) -> Frames:

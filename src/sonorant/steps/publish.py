@@ -74,9 +74,10 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
 
 def states_of(speech: Speech, utterances: Sequence[Utterance], layers: Sequence[int]) -> Iterator[list[Any]]:
     """The frames of some layers, utterance by utterance, a few in memory at a time."""
+    from sonorant.data.corpus import read_waves
+
     for start in range(0, len(utterances), 16):
-        waves = [utterance.wave() for utterance in utterances[start : start + 16]]
-        yield from speech.states(waves, layers)
+        yield from speech.states(list(read_waves(utterances[start : start + 16])), layers)
 
 
 def fit_units(config: PublishConfig, frames: Sequence[Any], num_restarts: int) -> Fit:
@@ -105,10 +106,11 @@ def agreement_of(
     """The share of units that stay the same when the encoder hears at that precision: what serving at it costs."""
     import numpy as np
 
+    from sonorant.data.corpus import read_waves
     from sonorant.models.reduced import at_precision
     from sonorant.steps.features import draw_utterances
 
-    waves = [utterance.wave() for utterance in draw_utterances(utterances, AGREEMENT_FRAMES, seed)]
+    waves = list(read_waves(draw_utterances(utterances, AGREEMENT_FRAMES, seed)))
     reduced = type(speech)(at_precision(speech.encoder, precision), layer)
     pairs = zip(speech.embed(waves, layer), reduced.embed(waves, layer), strict=True)
     return float(np.mean(np.concatenate([codebook.assign(a) == codebook.assign(b) for a, b in pairs])))

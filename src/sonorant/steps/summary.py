@@ -13,7 +13,7 @@ import numpy as np
 
 from sonorant.artifacts import final_place, read_record
 from sonorant.config import EvaluateConfig
-from sonorant.data.corpus import Utterance
+from sonorant.data.corpus import Utterance, read_waves
 from sonorant.evaluation.report import MEASURES, Example, Report, best_systems, show_score
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
@@ -86,7 +86,7 @@ def draw_examples(config: EvaluateConfig, utterances: Sequence[Utterance], speec
     rng = np.random.default_rng(config.seed)
     rows = rng.choice(len(candidates), min(config.num_examples, len(candidates)), replace=False)
     drawn = [candidates[row] for row in sorted(rows.tolist())]
-    waves = [utterance.wave() for utterance in drawn]
+    waves = list(read_waves(drawn))
     units = speech.units(waves)
     return [Example(u.id, w, z, u.phones, u.text) for u, w, z in zip(drawn, waves, units, strict=True)]
 
