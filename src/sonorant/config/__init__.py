@@ -1,8 +1,9 @@
 """Every choice a user can make, one frozen section per step; params.yaml mirrors this folder.
 
 A section refuses unknown keys and impossible values, so a typing error is found before any work is done.
-What says how the work is done, not what is made (`num_workers`, `micro_batches`, `checkpointing`, `sharding`) is left
-out of a section's dump and so never changes an artifact or its provenance, and a run goes on with other values of it.
+What says how the work is done, not what is made (`num_workers`, `micro_batches`, `checkpointing`, `sharding`,
+`launch`) is left out of a section's dump and so never changes an artifact or its provenance, and a run goes on with
+other values of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sonorant.config.prepare import (
 from sonorant.config.pretrain import (
     BatchingConfig,
     GuardConfig,
+    LaunchConfig,
     MaskingConfig,
     OptimConfig,
     PerturbationConfig,
@@ -58,6 +60,7 @@ __all__ = [
     "EvaluateConfig",
     "FolderSource",
     "GuardConfig",
+    "LaunchConfig",
     "LhotseSource",
     "LibrispeechSource",
     "LinearWeight",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -110,6 +110,53 @@ class GuardConfig(Section):
     min_perplexity: float = Field(2.0, ge=0, description="of online codes: codebooks and quantiser")
 
 
+class LaunchConfig(Section):
+    """Where a run's processes are and how many: one that does all, torchrun's on this machine, a TrainJob's pods."""
+
+    launcher: Literal["process", "torchrun", "trainjob"] = Field(
+        "process", description="trainjob: Kubeflow Trainer, from a pod or wherever kubectl works"
+    )
+    num_processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="of a machine; auto: one a GPU, and one where there is none"
+    )
+    num_nodes: int = Field(1, ge=1, description="machines of a TrainJob")
+    num_gpus: int = Field(1, ge=0, description="that the cluster gives a machine; 0: CPUs alone")
+    cpu: str = Field("12", description="that the cluster gives a machine of a TrainJob, as Kubernetes counts")
+    memory: str = Field("64Gi", description="likewise")
+    hours: float = Field(240.0, gt=0, description="after which torchrun or the TrainJob is ended, its checkpoints kept")
+    namespace: str | None = Field(None, description="of the TrainJob; None: the pod's own, or the kubeconfig's")
+    runtime: str = Field("sonorant-torch", description="the (Cluster)TrainingRuntime that describes a TrainJob's pods")
+    image: str | None = Field(None, description="None: the runtime's")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.launcher == "process" and self.num_processes not in ("auto", 1):
+            raise ValueError(
+                f"launcher process does not go with num_processes {self.num_processes}: "
+                "set launcher torchrun, or num_processes auto"
+            )
+        if self.launcher != "trainjob" and self.num_nodes > 1:
+            raise ValueError(
+                f"launcher {self.launcher} does not go with num_nodes {self.num_nodes}: "
+                "set launcher trainjob, or num_nodes 1"
+            )
+        if self.launcher == "trainjob" and 0 < self.num_gpus < self.processes_per_node:
+            raise ValueError(
+                f"num_processes {self.num_processes} exceeds num_gpus {self.num_gpus}, wanted a GPU each: change one"
+            )
+        return self
+
+    @property
+    def processes_per_node(self) -> int:
+        """Of a TrainJob's machine."""
+        return max(self.num_gpus, 1) if self.num_processes == "auto" else self.num_processes
+
+    @property
+    def num_own_gpus(self) -> int:
+        """GPUs that the step's own pod needs: none where a TrainJob's pods do the work."""
+        return 0 if self.launcher == "trainjob" else self.num_gpus
+
+
 class PretrainConfig(Section):
     """A recipe: a row of task weights per phase, and everything around it."""
 
@@ -140,6 +187,7 @@ class PretrainConfig(Section):
     sharding: Literal["none", "full"] = Field(
         "none", exclude=True, description="none: DDP, a copy a rank; full: FSDP2, where one device is too small"
     )
+    launch: LaunchConfig = Field(LaunchConfig(), exclude=True, description="who does the work; never what is made")
     seed: int = 0
     log_every: int = Field(50, ge=1)
     log_gradients: bool = Field(

@@ -3,7 +3,8 @@
 The command line is made from the signature; the DVC stage and the Kubeflow component are held to it by
 contract tests. Around the function, `@step` does what every step needs: it checks the configuration and the
 inputs, gives the function a fresh folder for each output, and moves the folders into place only when the
-function has returned. So a step that is killed leaves nothing where an artifact should be.
+function has returned. So a step that is killed leaves nothing where an artifact should be. Where `launch` says so, it
+has other processes do all that.
 
 Every artifact is a folder. In it `artifact.json` says which step made it, from which configuration and
 inputs, and the digest of its files, and the same of all that these were made from; it holds no time and no host, so the
@@ -35,7 +36,8 @@ from sonorant.artifacts import (
     staging_place,
     write_record,
 )
-from sonorant.config import SECTIONS, Section
+from sonorant.config import SECTIONS, LaunchConfig, Section
+from sonorant.launch import Work, do_elsewhere, is_elsewhere
 from sonorant.params import parse_section
 
 Role = Literal["in", "ins", "out", "scratch"]
@@ -113,12 +115,20 @@ class Step:
             "config": section.model_dump(mode="json"),
             "inputs": self.singled({name: [about["digest"] for about in records] for name, records in given.items()}),
         }
+        key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+        launch: LaunchConfig | None = getattr(section, "launch", None)
+        if launch and is_elsewhere(launch):
+            assert scratch is None, "other processes choose it themselves"
+            assert "ins" not in self.artifacts.values()
+            params = {self.section: {name: value for name, value in section.written().items() if name != "launch"}}
+            singles = {name: folder for name, (folder,) in inputs.items()}
+            do_elsewhere(launch, Work(self.name, key, record, params, singles, outputs, scratch_root()))
+            return dict(read_record(*next((path, name) for name, path in outputs.items()))["metrics"])
         # torchrun starts one process a rank; the first one owns the folders.
         is_first = os.environ.get("RANK", "0") == "0"
         staged = {n: staging_place(p) for n, p in outputs.items()}
         arguments: dict[str, Any] = {**dict.fromkeys(self.inputs), **self.singled(inputs), **staged}
         if "scratch" in self.artifacts:
-            key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
             arguments["scratch"] = Path(scratch) if scratch else scratch_root() / f"{self.name}-{key}"
             arguments["scratch"].mkdir(parents=True, exist_ok=True)
         if not is_first:
