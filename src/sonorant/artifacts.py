@@ -6,6 +6,7 @@ holds no time and no host, so the same work gives the same bytes.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import shutil
@@ -115,6 +116,21 @@ def put_in_place(staged: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        final.rename(old)
-    staged.rename(final)
+        if exchange(staged, final):
+            staged.rename(old)
+        else:
+            final.rename(old)
+            staged.rename(final)
+    else:
+        staged.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders swap names at one instant, so that who reads either finds one at any time.
+
+    False where the system or its file system cannot; nothing is changed then.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, bytes(one), here, bytes(other), swap) == 0

@@ -39,7 +39,7 @@ ARROWS = {
     "params": {"config"},
     "client": set(),
     "release": {"artifacts", "config", "params", "store", "client", "inference", "data"},
-    "cli": {"steps", "config", "params", "client"},
+    "cli": {"steps", "config", "params", "client", "store"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""
