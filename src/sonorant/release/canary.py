@@ -224,9 +224,10 @@ def promote(limits: Mapping[str, Any], store: str, digest: str, url: str) -> Non
     try:
         await_model(limits, url, digest)
     except ValueError as error:
-        if not former:
+        if former in ("", digest):
             raise
-        shelf.move(f"model@sha256:{former}", PRODUCTION)
+        # Taken back, not moved back: a later rollback must not lead to this candidate.
+        shelf.rollback(f"model@{PRODUCTION}")
         raise ValueError(f"{error}; model@{PRODUCTION} is model@sha256:{former} again") from None
 
 
