@@ -4,7 +4,8 @@ A configuration file has one section per step. Given several, later ones overrid
 `--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's. `--round 2`
 takes the section of a step that the second round runs again with what `second` changes of it.
 
-`sonorant embed` is no step: it sends audio files to the embedding server.
+`sonorant embed` is no step: it sends audio files to the embedding server. Nor is `sonorant store`: it brings artifacts
+to an object store and back.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import functools
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line on stderr and a non-zero exit."""
-    need("client" if sys.argv[1:2] == ["embed"] else "train", "typer")
+    need({"embed": "client", "store": "store"}.get("".join(sys.argv[1:2]), "train"), "typer")
     make_app()()
 
 
 def make_app() -> Typer:
-    """Every step as a command, and `embed`."""
+    """Every step as a command, `embed`, and the commands of `store`."""
     import typer
 
     from sonorant.steps import SHARED, STEPS
@@ -44,6 +46,7 @@ def make_app() -> Typer:
     for step in (SHARED | STEPS).values():
         app.command(step.name, help=step.summary)(command(step))
     app.command("embed")(embed_command())
+    app.add_typer(store_app(), name="store")
     return app
 
 
@@ -72,6 +75,29 @@ def embed_command() -> Callable[..., None]:
     return call
 
 
+def store_app() -> Typer:
+    """`sonorant store …`, with its commands' faults on one line."""
+    import typer
+
+    from sonorant.store.command import COMMANDS
+
+    def told(name: str, function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def call(**given: Any) -> None:
+            need("store", "minio", "rich")
+            # A container's first process is not ended by SIGTERM unless it says how.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with one_line(f"store {name}", "what has come over is not sent again"):
+                function(**given)
+
+        return call
+
+    app = typer.Typer(no_args_is_help=True, help="Artifacts to an object store and back.")
+    for name, function in COMMANDS.items():
+        app.command(name)(told(name, function))
+    return app
+
+
 def command(step: Step) -> Callable[..., None]:
     """The step as a function whose parameters typer turns into options."""
     import typer
@@ -82,9 +108,7 @@ def command(step: Step) -> Callable[..., None]:
     def parameter(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -> Parameter:
         return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
-    files = typer.Option(
-        "--config", help="YAML with a section per step; repeat to override", show_default=False
-    )
+    files = typer.Option("--config", help="YAML with a section per step; repeat to override", show_default=False)
     changes = typer.Option("--set", help="section.key=value, overrides the files", show_default=False)
     parameters = [parameter("config", list[Path], files), parameter("overrides", list[str], changes, [])]
     if step.name in TWICE:
@@ -105,9 +129,7 @@ def command(step: Step) -> Callable[..., None]:
     return call
 
 
-def run(
-    step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Any], round: int = 1
-) -> None:
+def run(step: Step, config: Sequence[Path], overrides: Sequence[str], paths: Mapping[str, Any], round: int = 1) -> None:
     """Run the step and print its metrics, one a line."""
     need("train", "yaml")
     with one_line(step.name, f"finished work is kept in {scratch_root()}"):

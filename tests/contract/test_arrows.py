@@ -24,7 +24,7 @@ LIBRARY = {
 }
 ARROWS = {
     "artifacts": set(),
-    "store": {"artifacts"},
+    "store": {"artifacts", "data.progress"},
     "config": set(),
     "soft_dtw": set(),
     "data": {"config", "artifacts", "store"},
