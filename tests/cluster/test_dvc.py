@@ -98,9 +98,7 @@ def commit_lock(person: Person, message: str) -> None:
     person("git", "push", "--quiet", "origin", "HEAD:main")
 
 
-def test_what_one_pushes_another_who_may_only_read_pulls(
-    origin: Path, store: Minio, rgw: Rgw, tmp_path: Path
-) -> None:
+def test_what_one_pushes_another_who_may_only_read_pulls(origin: Path, store: Minio, rgw: Rgw, tmp_path: Path) -> None:
     first = Person(tmp_path / "first", origin, rgw)
     first("dvc", "repro", "prepare")
     commit_lock(first, "A corpus")

@@ -24,7 +24,7 @@ LIBRARY = {
 }
 ARROWS = {
     "artifacts": set(),
-    "store": {"artifacts", "data.progress"},
+    "store": {"artifacts", "data.progress", "data.shards"},
     "config": set(),
     "soft_dtw": set(),
     "data": {"config", "artifacts", "store"},

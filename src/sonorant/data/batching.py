@@ -129,7 +129,7 @@ class Loader:
 
     def updates(self, cursor: Cursor) -> Generator[tuple[list[Batch], Cursor]]:
         """From `cursor` on: this rank's micro-batches of each update, and where the next one begins."""
-        ahead = AHEAD if all(utterance.shelf is None for utterance in self.utterances) else AHEAD_IN_STORE
+        ahead = AHEAD if all(utterance.elsewhere is None for utterance in self.utterances) else AHEAD_IN_STORE
         pending: deque[tuple[Future[list[Batch]], Cursor]] = deque()
         pool = ThreadPoolExecutor(1)
         try:

@@ -34,7 +34,7 @@ from sonorant.config import Split
 from sonorant.data import frames
 
 if TYPE_CHECKING:
-    from sonorant.data.shards import Shelf
+    from sonorant.data.shards import Elsewhere
 
 CUTS = "cuts.jsonl.gz"
 STATS = "stats.json"
@@ -113,7 +113,7 @@ class Utterance:
     words: tuple[Segment, ...] | None = None
     phones: tuple[Segment, ...] | None = None
     image: Path | None = None
-    shelf: Shelf | None = field(default=None, repr=False, compare=False)
+    elsewhere: Elsewhere | None = field(default=None, repr=False, compare=False)
     """What reads `path` and `image` where they lie in a store."""
 
     @property
@@ -130,18 +130,18 @@ class Utterance:
         """All samples in [-1, 1], (S,)."""
         from sonorant.data.audio import read_wave
 
-        return read_wave(self.path if self.shelf is None else BytesIO(self.shelf.read(self.path)))
+        return read_wave(self.path if self.elsewhere is None else BytesIO(self.elsewhere.read(self.path)))
 
     def picture(self) -> bytes | None:
         """Its image's file, None where it has none."""
         if self.image is None:
             return None
-        return self.image.read_bytes() if self.shelf is None else self.shelf.read(self.image)
+        return self.image.read_bytes() if self.elsewhere is None else self.elsewhere.read(self.image)
 
 
 def read_waves(utterances: Sequence[Utterance]) -> Iterator[NDArray[np.float32]]:
     """The samples of each utterance, in order; where they lie in a store, the next ones are on their way meanwhile."""
-    if all(utterance.shelf is None for utterance in utterances):
+    if all(utterance.elsewhere is None for utterance in utterances):
         yield from (utterance.wave() for utterance in utterances)
         return
     pool = ThreadPoolExecutor(READERS)
@@ -167,12 +167,12 @@ def read_corpus(folder: Path, split: Split | None = None, source: str | None = N
     path = folder / CUTS
     if not path.is_file():
         raise ValueError(f"corpus {folder}: found no {CUTS}, wanted a corpus: run `sonorant prepare` first")
-    shelf = None
+    elsewhere = None
     if (folder / ELSEWHERE).is_file():
-        from sonorant.data.shards import Shelf
+        from sonorant.data.shards import Elsewhere
 
-        shelf = Shelf(folder)
-    utterances = [_utterance(folder, cut, shelf) for cut in CutSet.from_file(path)]
+        elsewhere = Elsewhere(folder)
+    utterances = [_utterance(folder, cut, elsewhere) for cut in CutSet.from_file(path)]
     chosen = [u for u in utterances if split in (None, u.split) and source in (None, u.source)]
     if not chosen:
         found = sorted({(u.source, u.split) for u in utterances})
@@ -183,7 +183,7 @@ def read_corpus(folder: Path, split: Split | None = None, source: str | None = N
     return chosen
 
 
-def _utterance(folder: Path, cut: Any, shelf: Shelf | None) -> Utterance:
+def _utterance(folder: Path, cut: Any, elsewhere: Elsewhere | None) -> Utterance:
     supervision = cut.supervisions[0]
     alignment = supervision.alignment or {}
     custom = cut.custom or {}
@@ -207,7 +207,7 @@ def _utterance(folder: Path, cut: Any, shelf: Shelf | None) -> Utterance:
         words=segments("word"),
         phones=segments("phone"),
         image=folder / custom["image"] if custom.get("image") else None,
-        shelf=shelf,
+        elsewhere=elsewhere,
     )
 
 

@@ -36,7 +36,8 @@ from sonorant.artifacts import (
 )
 from sonorant.data.corpus import CUTS, to_line
 from sonorant.data.progress import Report
-from sonorant.store.place import Place
+from sonorant.store.connection import explained, read_settings
+from sonorant.store.objects import Objects, digest_file
 
 SHARD_BYTES = 256 * 2**20
 READS = 3  # of one range whose bytes are not what was written
@@ -47,8 +48,9 @@ Cut = dict[str, Any]
 def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, report: Report) -> str:
     """Write a corpus's audio and images into the store, the rest of it to the folder `light`; returns where they lie.
 
-    No shard holds more than `shard_bytes` of files unless it is one file. The same corpus makes the same bytes; what
-    a killed run has brought into the store is not sent again. `report` is told the bytes of files done.
+    No shard holds more than `shard_bytes` of files unless it is one file. The same corpus makes the same bytes under
+    the same names, so what a killed run has brought into the store is not sent again. `report` is told the bytes of
+    files that are done.
     Raises ValueError where the corpus is not what its record says, or the store refuses.
     """
     record = read_record(corpus, "corpus")
@@ -60,7 +62,8 @@ def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, r
             f"corpus {corpus}: found files of digest {found}, wanted {record['digest']} as its record says: "
             "prepare it again"
         )
-    place = Place(url, f"corpora/{record['digest']}")
+    place = f"corpora/{record['digest']}/{shard_bytes}/"
+    objects = Objects(read_settings(url))
     staged = staging_place(light)
     shutil.rmtree(staged, ignore_errors=True)
     work = staged / "shards"
@@ -71,20 +74,22 @@ def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, r
         done = 0
         for number, cuts in enumerate(split_cuts(corpus, shard_bytes)):
             files |= write_shard(corpus, cuts, work, number)
-            for path in sorted(work.iterdir()):
-                place.upload(path, path.name)
-                path.unlink()
+            with explained(objects.settings, "shard corpus"):
+                for path in sorted(work.iterdir()):
+                    if objects.size(place + path.name) != path.stat().st_size:
+                        objects.upload(place + path.name, path, digest_file(path), lambda _: None)
+                    path.unlink()
             done += sum(size for cut in cuts for _, size in files_of(corpus, cut))
             report(min(done, total), total)
         work.rmdir()
         for name in (path.name for path in corpus.iterdir() if path.is_file()):
             shutil.copyfile(corpus / name, staged / name)
-        write_elsewhere(staged, place.url, files)
+        write_elsewhere(staged, objects.url(place).rstrip("/"), files)
         assert digest_folder(staged) == record["digest"]
         put_in_place(staged, light)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return place.url
+    return objects.url(place).rstrip("/")
 
 
 def split_cuts(corpus: Path, shard_bytes: int) -> Iterator[list[Cut]]:
@@ -165,7 +170,7 @@ def write_elsewhere(folder: Path, url: str, files: dict[str, list[Any]]) -> None
     (folder / ELSEWHERE).write_text(f'{{\n "url": {json.dumps(url)},\n "files": {{\n{lines}\n }}\n}}\n')
 
 
-class Shelf:
+class Elsewhere:
     """The files of an artifact that lie in the store.
 
     Raises ValueError where what is listed of them is not what the artifact's record was written of.
@@ -178,7 +183,7 @@ class Shelf:
                 f"corpus {folder}: found files and {ELSEWHERE} of digest {found}, wanted {wanted} as {RECORD} says: "
                 "fetch it again"
             )
-        self._place = Place(json.loads((folder / ELSEWHERE).read_text())["url"])
+        self._objects = Objects(read_settings(json.loads((folder / ELSEWHERE).read_text())["url"]))
         self._lost = ""
 
     def read(self, path: Path) -> bytes:
@@ -191,14 +196,15 @@ class Shelf:
         if self._lost:
             raise ValueError(self._lost)
         try:
-            for _ in range(READS):
-                content = self._place.read(shard, first, size)
-                if hashlib.sha256(content).hexdigest() == digest:
-                    return content
+            with explained(self._objects.settings, f"read {shard}"):
+                contents = (self._objects.get(shard, first, size) for _ in range(READS))
+                whole = next((c for c in contents if c and hashlib.sha256(c).hexdigest() == digest), None)
         except ValueError as error:
             self._lost = str(error)
             raise
-        raise ValueError(
-            f"{self._place.url}/{shard}: found other bytes than were written at {first}, {size} of them, wanted "
-            f"{path.name}: run `sonorant store shard` again"
-        )
+        if whole is None:
+            raise ValueError(
+                f"{self._objects.url(shard)}: found no or other bytes than were written from {first} on, wanted "
+                f"{path.name}: remove it from the store and shard the corpus again"
+            )
+        return whole

@@ -100,6 +100,19 @@ def check(
     print(f"{where}: reading{'' if reads else ' and writing'} works")
 
 
+def shard(
+    corpus: Annotated[Path, typer.Argument(help="that `prepare` wrote")],
+    folder: Annotated[Path, typer.Argument(help="the same corpus, to train on, without its audio")],
+    megabytes: Annotated[float, typer.Option("--megabytes", help="of files in a shard at most", min=0.01)] = 256,
+    store: Url = None,
+) -> None:
+    """Write a corpus's audio into the store as Shar shards, the rest of it to a folder; the same command goes on."""
+    from sonorant.data.shards import shard_corpus
+
+    with shown_progress(f"shard {corpus}", "kB") as report:
+        print(shard_corpus(corpus, folder, store, round(megabytes * 1e6), in_kilobytes(report)))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "push": push,
     "fetch": fetch,
@@ -109,6 +122,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": show,
     "log": log,
     "check": check,
+    "shard": shard,
 }
 
 

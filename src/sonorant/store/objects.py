@@ -65,14 +65,14 @@ class Objects:
         """Write a small object, in one request."""
         self.client._put_object(self.settings.bucket, self._key(name), content, {})
 
-    def get(self, name: str) -> bytes | None:
-        """The content of a small object; None where there is none."""
+    def get(self, name: str, first: int = 0, size: int = 0) -> bytes | None:
+        """The content of a small object, or `size` bytes of any from its byte `first` on; None where there is none."""
         from minio.error import S3Error
         from urllib3.exceptions import HTTPError
 
         for attempt in itertools.count():
             try:
-                answer = self.client.get_object(self.settings.bucket, self._key(name))
+                answer = self.client.get_object(self.settings.bucket, self._key(name), first, size)
             except S3Error as error:
                 if error.code == "NoSuchKey":
                     return None
