@@ -157,6 +157,9 @@ def open_pool(settings: Settings) -> PoolManager:
                 last = attempt == settings.retries
                 try:
                     answer = super().urlopen(method, url, redirect=redirect, retries=False, **given)
+                    if answer.headers.get("content-type", "").startswith("text/xml"):
+                        # rclone's word for it; minio reads what went wrong from application/xml alone.
+                        answer.headers["content-type"] = "application/xml"
                     if last or answer.status not in PASSING_STATUS:
                         return answer
                     answer.drain_conn()

@@ -142,16 +142,25 @@ class Objects:
 
     def _find_upload(self, key: str) -> tuple[str | None, dict[int, Part]]:
         """An upload of the object that was begun and not completed, and its parts by number."""
+        from minio.error import S3Error
+
         bucket = self.settings.bucket
-        begun = [u for u in self.client._list_multipart_uploads(bucket, prefix=key).uploads if u.object_name == key]
+        try:
+            listed = self.client._list_multipart_uploads(bucket, prefix=key).uploads
+        except S3Error as error:
+            # So rclone says that there are none, and others that they cannot list them.
+            if error.code not in ("NoSuchUpload", "NotImplemented"):
+                raise
+            listed = []
+        begun = [upload for upload in listed if upload.object_name == key]
         if not begun or begun[0].upload_id is None:
             return None, {}
         upload, parts, marker = begun[0].upload_id, {}, None
         while True:
-            listed = self.client._list_parts(bucket, key, upload, part_number_marker=marker)
-            parts.update({part.part_number: part for part in listed.parts})
-            marker = listed.next_part_number_marker
-            if not listed.is_truncated or not listed.parts:
+            page = self.client._list_parts(bucket, key, upload, part_number_marker=marker)
+            parts.update({part.part_number: part for part in page.parts})
+            marker = page.next_part_number_marker
+            if not page.is_truncated or not page.parts:
                 return upload, parts
 
     # ----------------------------------------------------------------------------------------------- files out
