@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 import yaml
 from kfp import compiler
+
+from components.image import IMAGE
 
 
 @dataclass(frozen=True)
@@ -131,3 +135,20 @@ def compiled(graph: Any, parameters: dict[str, Any], path: Path) -> Compiled:
     compiler.Compiler().compile(graph, str(path), pipeline_parameters=parameters)
     pipeline, platform = yaml.safe_load_all(path.read_text())
     return Compiled(pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
+
+
+def check_pinned(found: Compiled, golden: Path) -> None:
+    """Hold a compiled pipeline to the file that pins it: what a cluster is told.
+
+    Renew it with RENEW_GOLDEN=1 and look at the difference. The image is chosen by $SONORANT_IMAGE, the parameters'
+    values when it is submitted: neither is the graph's.
+    """
+    document = copy.deepcopy({"pipeline": found.pipeline, "kubernetes": found.kubernetes})
+    for executor in document["pipeline"]["deploymentSpec"]["executors"].values():
+        if "container" in executor:
+            assert executor["container"].pop("image") == IMAGE
+    for parameter in document["pipeline"]["root"]["inputDefinitions"]["parameters"].values():
+        parameter.pop("defaultValue", None)
+    if os.environ.get("RENEW_GOLDEN"):
+        golden.write_text(yaml.safe_dump(document, width=120))
+    assert yaml.safe_load(golden.read_text()) == document

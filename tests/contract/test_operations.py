@@ -13,7 +13,7 @@ from components.image import IMAGE
 from pipelines.canary import NAME, serve_canary
 from sonorant.config.release import CanaryConfig
 from sonorant.params import parse_section
-from tests.compiled import Compiled, Task, compiled
+from tests.compiled import Compiled, Task, check_pinned, compiled
 from tests.kubeflow import Kubeflow, assert_is_one_line, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +96,10 @@ def test_a_task_has_what_it_needs_and_nothing_is_reused(rollout: Compiled, tasks
     }
     (mount,) = rollout.pod(tasks["check"])["pvcMount"]
     assert (mount["constant"], mount["mountPath"]) == ("sonorant-runs", "/runs")
+
+
+def test_the_compiled_rollout_is_pinned(rollout: Compiled) -> None:
+    check_pinned(rollout, Path(__file__).with_name("canary.golden.yaml"))
 
 
 def test_a_rollout_is_submitted_with_its_limits(kubeflow: Kubeflow, tmp_path: Path) -> None:
