@@ -204,6 +204,7 @@ def test_a_hook_that_is_not_there_is_said(
     assert "secret-path" not in line
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # kfp: the image has no effect here
 def test_the_exit_handler_runs_after_a_failure(hook: Any, tmp_path: Path) -> None:
     """In a graph run on this machine, where Kubeflow names no more than the group that failed."""
 
