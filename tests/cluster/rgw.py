@@ -46,7 +46,10 @@ osd data = {folder}/osd
 osd class load list = *
 osd class default list = *
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{port} ssl_endpoint=127.0.0.1:{tls_port} ssl_certificate={folder}/tls.pem
+# Without tcp_nodelay every small answer waits 40 ms for an acknowledgement.
+rgw frontends = beast {frontends} ssl_certificate={folder}/tls.pem tcp_nodelay=1
+# A cache would have a gateway that came back wait half a minute for the one that went to hear of each new bucket.
+rgw cache enabled = false
 rgw data = {folder}/rgw
 rgw enable usage log = false
 rgw thread pool size = 32
@@ -138,7 +141,8 @@ class Rgw:
         folder, fsid = self.folder, str(uuid.uuid4())
         for name in ("mon", "osd", "rgw"):
             (folder / name).mkdir()
-        given = {"fsid": fsid, "monitor": monitor, "folder": folder, "port": port, "tls_port": tls_port}
+        frontends = f"endpoint=127.0.0.1:{port} ssl_endpoint=127.0.0.1:{tls_port}"
+        given = {"fsid": fsid, "monitor": monitor, "folder": folder, "frontends": frontends}
         (folder / "ceph.conf").write_text(CONFIGURATION.format(**given))
         keyring, monmap = str(folder / "keyring"), str(folder / "monmap")
         rights = {

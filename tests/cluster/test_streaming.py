@@ -28,7 +28,7 @@ from tests.tiny import pretrain_values
 
 SOURCE = {"kind": "synthetic", "voice": "tones", "num_utterances": 40, "num_speakers": 8, "dev_share": 0.2}
 SHARD_BYTES = 400_000
-UPDATES = 40
+UPDATES = 80
 """More than are made ready before the store is taken away."""
 
 

@@ -28,7 +28,8 @@ from sonorant.data.perturbation import draw_warp, frames_before, perturb
 from sonorant.data.units import UnitStore
 
 NO_WAVE = np.zeros(0, np.float32)
-AHEAD, AHEAD_IN_STORE = 1, 4  # updates made ready while one is learned from; a store now and then takes its time
+AHEAD_SECONDS = 60  # of audio made ready where it comes from a store, which now and then takes its time
+LOADERS = 4  # updates made ready at once then: a small one is a few reads, each of which takes a while
 
 
 @dataclass
@@ -129,9 +130,10 @@ class Loader:
 
     def updates(self, cursor: Cursor) -> Generator[tuple[list[Batch], Cursor]]:
         """From `cursor` on: this rank's micro-batches of each update, and where the next one begins."""
-        ahead = AHEAD if all(utterance.elsewhere is None for utterance in self.utterances) else AHEAD_IN_STORE
+        is_here = all(utterance.elsewhere is None for utterance in self.utterances)
+        ahead = 1 if is_here else max(1, int(AHEAD_SECONDS * self.num_ranks / self.batching.batch_seconds))
         pending: deque[tuple[Future[list[Batch]], Cursor]] = deque()
-        pool = ThreadPoolExecutor(1)
+        pool = ThreadPoolExecutor(min(ahead, LOADERS))
         try:
             while True:
                 while len(pending) <= ahead:

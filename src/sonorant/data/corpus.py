@@ -20,7 +20,7 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CUTS = "cuts.jsonl.gz"
 STATS = "stats.json"
 REFUSED = "refused.jsonl"
-READERS = 8  # of a store at once: more than one, for each answer takes a while
+READ_AHEAD = 16  # utterances from a store, where each answer takes a while
 HISTOGRAM_SECONDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 Segment = tuple[str, float, float]
 """(label, start, end) in seconds."""
@@ -141,20 +141,20 @@ class Utterance:
 
 def read_waves(utterances: Sequence[Utterance]) -> Iterator[NDArray[np.float32]]:
     """The samples of each utterance, in order; where they lie in a store, the next ones are on their way meanwhile."""
-    if all(utterance.elsewhere is None for utterance in utterances):
-        yield from (utterance.wave() for utterance in utterances)
-        return
-    pool = ThreadPoolExecutor(READERS)
     ahead: deque[Future[NDArray[np.float32]]] = deque()
     try:
         for utterance in utterances:
-            if len(ahead) == 2 * READERS:
+            while ahead and (utterance.elsewhere is None or len(ahead) == READ_AHEAD):
                 yield ahead.popleft().result()
-            ahead.append(pool.submit(utterance.wave))
+            if utterance.elsewhere is None:
+                yield utterance.wave()
+            else:
+                ahead.append(utterance.elsewhere.readers.submit(utterance.wave))
         while ahead:
             yield ahead.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in ahead:
+            future.cancel()
 
 
 def read_corpus(folder: Path, split: Split | None = None, source: str | None = None) -> list[Utterance]:

@@ -21,6 +21,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,7 +37,7 @@ from sonorant.artifacts import (
 )
 from sonorant.data.corpus import CUTS, to_line
 from sonorant.data.progress import Report
-from sonorant.store.connection import explained, read_settings
+from sonorant.store.connection import CONNECTIONS, explained, read_settings
 from sonorant.store.objects import Objects, digest_file
 
 SHARD_BYTES = 256 * 2**20
@@ -171,7 +172,7 @@ def write_elsewhere(folder: Path, url: str, files: dict[str, list[Any]]) -> None
 
 
 class Elsewhere:
-    """The files of an artifact that lie in the store.
+    """The files of an artifact that lie in the store; `readers` are threads to read some of them at once.
 
     Raises ValueError where what is listed of them is not what the artifact's record was written of.
     """
@@ -185,6 +186,7 @@ class Elsewhere:
             )
         self._objects = Objects(read_settings(json.loads((folder / ELSEWHERE).read_text())["url"]))
         self._lost = ""
+        self.readers = ThreadPoolExecutor(CONNECTIONS)
 
     def read(self, path: Path) -> bytes:
         """The content of a file, by its path in the folder.
@@ -193,10 +195,10 @@ class Elsewhere:
         store, no other waits for it.
         """
         digest, shard, first, size = self._files[path.relative_to(self._folder).as_posix()]
-        if self._lost:
-            raise ValueError(self._lost)
         try:
             with explained(self._objects.settings, f"read {shard}"):
+                if self._lost:
+                    raise ValueError(self._lost)
                 contents = (self._objects.get(shard, first, size) for _ in range(READS))
                 whole = next((c for c in contents if c and hashlib.sha256(c).hexdigest() == digest), None)
         except ValueError as error:
