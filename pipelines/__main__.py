@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 from kfp import compiler, local
 
+from components.image import IMAGE
 from pipelines.canary import CANARY_URL, PRODUCTION_URL, serve_canary
 from pipelines.inspection import ENDED, GOING_ON, await_run, describe_run, find_run
 from pipelines.placing import every_task
-from pipelines.submission import change_schedule, list_schedules, schedule_runs, submit_run
+from pipelines.submission import change_schedule, check_image, list_schedules, schedule_runs, submit_run
 from pipelines.train import graph_for
 from sonorant.config.release import CanaryConfig
 from sonorant.params import check_params, parse_section, read_params
@@ -32,6 +33,8 @@ Host = Annotated[str, typer.Option(help="address of Kubeflow Pipelines", envvar=
 Experiment = Annotated[str, typer.Option(help="made where it does not exist")]
 Name = Annotated[str | None, typer.Option(help="the run's; default: the pipeline's and the time")]
 Namespace = Annotated[str | None, typer.Option(help="yours, where Kubeflow has many users")]
+Account = Annotated[str | None, typer.Option(help="the service account of the run's pods; default: Kubeflow's")]
+Unpinned = Annotated[bool, typer.Option("--unpinned", help="let a tag name the image: what it is may change")]
 Token = Annotated[str | None, typer.Option(envvar="KFP_TOKEN", help="better in the environment")]
 
 Corpus = Annotated[str, typer.Option(help="address of a corpus to import instead of preparing one")]
@@ -95,15 +98,18 @@ def submit(
     name: Name = None,
     namespace: Namespace = None,
     token: Token = None,
+    service_account: Account = None,
+    unpinned: Unpinned = False,
     cache: Cache = True,
 ) -> None:
     """Start a run on a cluster and print its id."""
+    check_image(IMAGE, unpinned)
     params = checked_params(config, overrides)
     graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
         access = {"host": host, "namespace": namespace, "token": token}
-        typer.echo(submit_run(package, parameters, experiment=experiment, name=name, **access))
+        typer.echo(submit_run(package, parameters, experiment=experiment, name=name, account=service_account, **access))
 
 
 @app.command()
@@ -124,6 +130,8 @@ def schedule(
     experiment: Experiment = "sonorant",
     namespace: Namespace = None,
     token: Token = None,
+    service_account: Account = None,
+    unpinned: Unpinned = False,
     cache: Cache = True,
 ) -> None:
     """Start a run whenever the clock says, one at a time; or see to such schedules."""
@@ -141,11 +149,13 @@ def schedule(
     for verb in asked:
         change_schedule(verb, changes[verb], **access)
     if cron is not None:
+        check_image(IMAGE, unpinned)
         params = checked_params(config, overrides)
         graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
         with tempfile.TemporaryDirectory() as folder:
             package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
-            typer.echo(schedule_runs(package, parameters, cron, experiment=experiment, name=name, **access))
+            made = {"experiment": experiment, "name": name, "account": service_account}
+            typer.echo(schedule_runs(package, parameters, cron, **made, **access))
 
 
 @app.command()
@@ -203,13 +213,16 @@ def submit_canary(
     name: Name = None,
     namespace: Namespace = None,
     token: Token = None,
+    service_account: Account = None,
+    unpinned: Unpinned = False,
 ) -> None:
     """Roll a model out from the cluster and print the run's id."""
+    check_image(IMAGE, unpinned)
     parameters = canary_parameters(candidate, store, speech, canary_url, production_url, limits)
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(serve_canary, parameters, Path(folder) / "sonorant-serve-canary.yaml")
         access = {"host": host, "namespace": namespace, "token": token}
-        typer.echo(submit_run(package, parameters, experiment=experiment, name=name, **access))
+        typer.echo(submit_run(package, parameters, experiment=experiment, name=name, account=service_account, **access))
 
 
 def checked_params(config: list[Path], overrides: list[str]) -> dict[str, Any]:

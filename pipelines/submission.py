@@ -14,6 +14,15 @@ RIGHTS = "check --experiment, --namespace and the token's rights"
 FIELDS = re.compile(r"[A-Za-z0-9*/,?#LW-]+")
 
 
+def check_image(image: str, may_be_unpinned: bool) -> None:
+    """ValueError where the pods' image has no digest: what a tag names may be another thing tomorrow."""
+    if "@sha256:" not in image and not may_be_unpinned:
+        raise ValueError(
+            f"$SONORANT_IMAGE: found {image}, wanted an image by digest, NAME@sha256:…: set it to what your registry "
+            "shows for the image that `make images` built, or add --unpinned"
+        )
+
+
 def submit_run(
     package: Path,
     parameters: dict[str, Any],
@@ -23,6 +32,7 @@ def submit_run(
     name: str | None = None,
     namespace: str | None = None,
     token: str | None = None,
+    account: str | None = None,
     seconds: float = 60,
 ) -> str:
     """Start a run of a compiled pipeline in an experiment, made if need be; the run's id.
@@ -38,6 +48,7 @@ def submit_run(
             run_name=name,
             experiment_name=experiment,
             namespace=namespace,
+            service_account=account,
         )
     return run.run_id
 
@@ -52,6 +63,7 @@ def schedule_runs(
     name: str,
     namespace: str | None = None,
     token: str | None = None,
+    account: str | None = None,
 ) -> str:
     """Start runs whenever `cron` says, one at a time and none for times that were missed; the schedule's id.
 
@@ -69,6 +81,7 @@ def schedule_runs(
             no_catchup=True,
             params=parameters,
             pipeline_package_path=str(package),
+            service_account=account,
         )
     return schedule.recurring_run_id
 

@@ -7,7 +7,7 @@ from kfp import dsl, kubernetes
 import components
 from components import operations
 from pipelines.placing import GPU, operate, place, with_store, with_webhook
-from sonorant.params import TWICE, parse_rounds, second_values
+from sonorant.params import TWICE, parse_launch, parse_rounds, second_values
 
 NAME = "sonorant-train"
 PRODUCTION = "model@production"
@@ -35,13 +35,14 @@ def clustered(config: Any, **inputs: Any) -> Any:
     return task.outputs["units"]
 
 
-def pretrained(config: Any, **inputs: Any) -> Any:
+def pretrained(config: Any, num_gpus: int, **inputs: Any) -> Any:
     """The encoder."""
     task = components.pretrain(config=config, **inputs)
     place(task, cpu="12", memory="64Gi", hours=240, retries=5)
-    task.set_accelerator_type(GPU).set_accelerator_limit(1)
-    kubernetes.add_node_selector(task, f"{GPU}.present", "true")
-    kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+    if num_gpus:
+        task.set_accelerator_type(GPU).set_accelerator_limit(num_gpus)
+        kubernetes.add_node_selector(task, f"{GPU}.present", "true")
+        kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
     kubernetes.empty_dir_mount(task, "shm", mount_path="/dev/shm", medium="Memory", size_limit="16Gi")
     return task.outputs["encoder"]
@@ -84,8 +85,8 @@ def released(store: Any, alias: Any, gate: Any, *, model: Any, report: Any) -> N
         with_store(task)
 
 
-def graph_of(num_rounds: int = 1, *, is_imported: bool = False) -> Any:
-    """The pipeline of one round or two, whose corpus is prepared or imported."""
+def graph_of(num_gpus: list[int], *, is_imported: bool) -> Any:
+    """The pipeline of as many rounds as there are numbers of GPUs, whose corpus is prepared or imported."""
 
     @dsl.pipeline(name=NAME, description="Speech in, a measured model out.")
     def train(
@@ -110,10 +111,10 @@ def graph_of(num_rounds: int = 1, *, is_imported: bool = False) -> Any:
         with dsl.ExitHandler(ending, name="train"):
             speech = imported(corpus) if is_imported else prepared(prepare, shares)
             units = clustered(cluster, corpus=speech)
-            encoder = pretrained(pretrain, corpus=speech, units=units)
-            if num_rounds == 2:
+            encoder = pretrained(pretrain, num_gpus[0], corpus=speech, units=units)
+            if len(num_gpus) == 2:
                 units = clustered(second_cluster, corpus=speech, encoder=encoder)
-                encoder = pretrained(second_pretrain, corpus=speech, units=units)
+                encoder = pretrained(second_pretrain, num_gpus[1], corpus=speech, units=units)
             model = published(publish, corpus=speech, encoder=encoder)
             report = evaluated(evaluate, corpus=speech, model=model, previous=in_service(store))
             released(store, alias, gate, model=model, report=report)
@@ -141,4 +142,7 @@ def graph_for(
         parts = [{"index": index, "count": num_shares} for index in range(num_shares)]
         sections["shares"] = [{**sections["prepare"], "part": part} for part in parts]
     sections |= {"store": store, "alias": alias}
-    return graph_of(num_rounds, is_imported=bool(corpus)), sections
+    # What Kubernetes must know before there is a pod: the steps themselves read it from their sections.
+    pretraining = [sections[name] for name in ("pretrain", "second_pretrain") if name in sections]
+    num_gpus = [parse_launch(values).num_own_gpus for values in pretraining]
+    return graph_of(num_gpus, is_imported=bool(corpus)), sections

@@ -9,6 +9,8 @@ import pytest
 
 # Tests' models are tiny: threads only get in each other's way. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Pipelines are compiled for an image by digest; components read this when they are imported.
+os.environ.setdefault("SONORANT_IMAGE", f"registry.example/sonorant-train@sha256:{'0' * 64}")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sonorant.config import SECTIONS, ClusterConfig, PretrainConfig, Rounds, Second, Section
+from sonorant.config import SECTIONS, ClusterConfig, LaunchConfig, PretrainConfig, Rounds, Second, Section
 from sonorant.config.release import GateConfig
 
 Parsed = TypeVar("Parsed")
@@ -86,6 +86,13 @@ def parse_round(name: str, params: Mapping[str, Any], round: int) -> Section:
 def second_values(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """A step's section as it is written, with what `second` says of it laid over it."""
     return merged([params[name] or {}, getattr(parse_rounds(params).second, name)])
+
+
+def parse_launch(values: Mapping[str, Any]) -> LaunchConfig:
+    """Who does the work of pretraining, from the section as it is written."""
+    launch = parse_section("pretrain.launch", LaunchConfig, values.get("launch", {}))
+    assert isinstance(launch, LaunchConfig)
+    return launch
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import copy
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import components
 from components.image import IMAGE
@@ -19,7 +17,7 @@ from pipelines.train import graph_for
 from sonorant.config import SECTIONS
 from sonorant.params import parse_round, parse_section, read_params
 from sonorant.steps import SHARED, STEPS
-from tests.compiled import Compiled, Task, compiled
+from tests.compiled import Compiled, Task, check_pinned, compiled
 from tests.workflow import workflow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,8 +186,8 @@ def test_a_parameter_reaches_the_tasks_that_own_it_and_no_other(
     train: Compiled, tasks: dict[str, Task], path: tuple[Any, ...]
 ) -> None:
     """One value of params.yaml is changed: exactly its owners are handed something else than before."""
-    params = changed({**PARAMS, "rounds": 2}, path, {"seed": 5} if path == ("second", "pretrain") else "changed")
     _, before = graph_for({**PARAMS, "rounds": 2}, num_shares=2)
+    params = changed({**PARAMS, "rounds": 2}, path, {"seed": 5} if path == ("second", "pretrain") else "changed")
     _, after = graph_for(params, num_shares=2)
 
     def handed(task: Task, parameters: dict[str, Any]) -> list[Any]:
@@ -238,6 +236,33 @@ def test_every_task_has_its_share_of_the_cluster(train: Compiled, tasks: dict[st
     (mount,) = pod["pvcMount"]
     assert (mount["constant"], mount["mountPath"]) == ("sonorant-runs", "/runs")
     assert "SONORANT_RUNS=/runs" in (ROOT / "docker" / "train.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("launch", "wanted"),
+    [
+        ({}, "1"),
+        ({"launcher": "torchrun", "num_gpus": 8}, "8"),
+        ({"num_gpus": 0}, None),
+        # The pods that a TrainJob makes have them.
+        ({"launcher": "trainjob", "num_gpus": 8, "num_nodes": 2}, None),
+    ],
+)
+def test_pretraining_has_the_gpus_that_its_launcher_needs(
+    tmp_path: Path, launch: dict[str, Any], wanted: str | None
+) -> None:
+    params = {**PARAMS, "rounds": 2, "pretrain": {**PARAMS["pretrain"], "launch": launch}}
+    params["second"] = {**PARAMS["second"], "pretrain": {"launch": {"launcher": "process", "num_gpus": 3}}}
+    if launch.get("num_nodes", 1) > 1:
+        params["second"]["pretrain"]["launch"]["num_nodes"] = 1
+    found = compiled(*graph_for(params), tmp_path / "train.yaml")
+    counts = []
+    for name in ("pretrain", "pretrain-2"):
+        accelerator = found.executor(found.tasks()[name])["resources"].get("accelerator")
+        counts.append(accelerator and accelerator["resourceCount"])
+        pod = found.pod(found.tasks()[name])
+        assert bool(accelerator) == ("tolerations" in pod) == ("nodeSelector" in pod)
+    assert counts == [wanted, "3"]
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -335,21 +360,8 @@ def test_whole_numbers_come_back_and_others_are_refused(tmp_path: Path) -> None:
         parse_section("cluster", SECTIONS["cluster"], defaults[1])
 
 
-def test_the_compiled_pipeline_is_pinned(tmp_path: Path) -> None:
-    """Renew it with RENEW_GOLDEN=1 and look at the difference: it is what a cluster is told."""
-    graph, parameters = graph_for({**PARAMS, "rounds": 2}, num_shares=2)
-    found = compiled(graph, parameters, tmp_path / "train.yaml")
-    document = {"pipeline": found.pipeline, "kubernetes": found.kubernetes}
-    # The image is chosen by $SONORANT_IMAGE, the parameters are params.yaml's: neither is the graph's.
-    for executor in found.pipeline["deploymentSpec"]["executors"].values():
-        if "container" in executor:
-            assert executor["container"].pop("image") == IMAGE
-    for parameter in found.pipeline["root"]["inputDefinitions"]["parameters"].values():
-        parameter.pop("defaultValue", None)
-    text = yaml.safe_dump(document, width=120)
-    if os.environ.get("RENEW_GOLDEN"):
-        GOLDEN.write_text(text)
-    assert yaml.safe_load(GOLDEN.read_text()) == document
+def test_the_compiled_pipeline_is_pinned(train: Compiled) -> None:
+    check_pinned(train, GOLDEN)
 
 
 def test_no_secret_is_a_parameter(train: Compiled) -> None:

@@ -127,6 +127,26 @@ def test_wrong_parameters_are_refused_before_the_host_is_asked(kubeflow: Kubeflo
     assert kubeflow.calls == []
 
 
+@pytest.mark.parametrize("image", ["sonorant-train:0.1.0", "sonorant-train"])
+def test_an_image_by_tag_is_refused_unless_it_is_wanted(
+    kubeflow: Kubeflow, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    monkeypatch.setattr("pipelines.__main__.IMAGE", image)
+    rollout = ["--candidate", "model@canary", "--store", "s3://s", "--speech", "/runs/speech"]
+    for words in (["submit"], ["schedule", "--cron", "0 3 * * 1"], ["canary", "submit", *rollout]):
+        message = command(*words, "--host", kubeflow.host)
+        assert_is_one_line(message, "$SONORANT_IMAGE", f"found {image}, wanted an image by digest")
+    assert kubeflow.calls == []
+    assert command("submit", "--host", kubeflow.host, "--config", str(PARAMS), "--unpinned") == 0
+
+
+def test_a_run_uses_the_service_account_that_is_named(kubeflow: Kubeflow) -> None:
+    words = ["submit", "--host", kubeflow.host, "--config", str(PARAMS)]
+    assert command(*words) == 0
+    assert command(*words, "--service-account", "sonorant-pipeline") == 0
+    assert [run.get("service_account") for run in kubeflow.runs] == [None, "sonorant-pipeline"]
+
+
 COMMANDS = ["compile", "run", "submit", "schedule", "status", "canary", "canary compile", "canary run", "canary submit"]
 
 
