@@ -10,7 +10,7 @@ import promql_parser
 import pytest
 import yaml
 
-MONITORING = Path(__file__).resolve().parents[2] / "k8s" / "monitoring"
+MONITORING = Path(__file__).resolve().parents[2] / "k8s" / "components" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 [GROUP] = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]["groups"]
 QUERIES = [
