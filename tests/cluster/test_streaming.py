@@ -19,8 +19,9 @@ from lhotse import CutSet
 
 from sonorant.artifacts import ELSEWHERE, digest_folder, read_record
 from sonorant.data.corpus import read_corpus, read_waves
-from sonorant.data.shards import shard_corpus
+from sonorant.data.shards import shard_corpus, unshard_corpus
 from sonorant.steps import cluster, evaluate, prepare, pretrain, publish
+from sonorant.store import Store
 from sonorant.store.connection import open_client, read_settings
 from tests.cluster.rgw import Rgw, answers
 from tests.running import begun, command
@@ -110,7 +111,7 @@ def test_the_shards_are_lhotses_and_hold_the_very_files(local: Path, bucket: str
     assert download(again, tmp_path / "shards-again") == objects
 
 
-def test_it_is_the_same_corpus(local: Path, light: Path, rgw: Rgw) -> None:
+def test_it_is_the_same_corpus(local: Path, light: Path, rgw: Rgw, tmp_path: Path) -> None:
     corpus = local / "corpus"
     assert not (light / "audio").exists()
     assert not (light / "images").exists()
@@ -122,6 +123,12 @@ def test_it_is_the_same_corpus(local: Path, light: Path, rgw: Rgw) -> None:
         own = here.pop(0)
         np.testing.assert_array_equal(wave, own.wave())
         assert utterance.picture() == own.picture()
+    # So it goes to another machine, which has the same key; and all of it comes back.
+    store = Store.from_environment()
+    store.fetch(f"corpus@sha256:{store.push(light)}", tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(light)
+    unshard_corpus(tmp_path / "fetched", tmp_path / "whole", lambda *_: None)
+    assert contents(tmp_path / "whole") == contents(corpus)
     for name, content in contents(light).items():
         for secret in (rgw.secret_key, rgw.access_key):
             assert secret.encode() not in content, name
@@ -267,7 +274,7 @@ def test_another_content_in_the_store_is_refused(local: Path, light: Path, bucke
 
 
 def test_what_is_no_whole_corpus_is_not_sharded(local: Path, light: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="wanted its audio here"):
+    with pytest.raises(ValueError, match="wanted it here"):
         shard(light, tmp_path / "lighter")
     config = {"sources": [{"kind": "lhotse", "name": "corpus-light", "path": str(light)}], "num_workers": 1}
     with pytest.raises(ValueError, match=r"corpus-light: found a corpus .* whose audio lies in a store"):
@@ -280,6 +287,11 @@ def test_what_is_no_whole_corpus_is_not_sharded(local: Path, light: Path, tmp_pa
     (changed / "artifact.json").unlink()
     with pytest.raises(ValueError, match=r"without artifact\.json"):
         shard(changed, tmp_path / "lighter")
+    (tmp_path / ".back.partial" / "audio").mkdir(parents=True)
+    (tmp_path / ".back.partial" / "audio" / "stray.flac").write_bytes(b"of another run")
+    with pytest.raises(ValueError, match="found remains of another corpus"):
+        unshard_corpus(light, tmp_path / "back", lambda *_: None)
+    unshard_corpus(light, tmp_path / "back", lambda *_: None)
     assert not (tmp_path / "lighter").exists()
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".lighter")]
 
@@ -290,5 +302,5 @@ def test_a_wrong_secret_is_one_line(light: Path, monkeypatch: pytest.MonkeyPatch
     # Ceph's word for a key's wrong secret depends on the request.
     refusal = r"^read recording\.\d+\.tar: .* found (SignatureDoesNotMatch|AccessDenied)"
     with pytest.raises(ValueError, match=refusal) as caught:
-        list(read_waves(utterances))
+        utterances[0].wave()
     assert "\n" not in str(caught.value)

@@ -57,7 +57,9 @@ def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, r
     record = read_record(corpus, "corpus")
     check_replaceable(light, "corpus", [corpus])
     if (corpus / ELSEWHERE).is_file():
-        raise ValueError(f"corpus {corpus}: found one that lies in a store, wanted its audio here: fetch the whole one")
+        raise ValueError(
+            f"corpus {corpus}: found one whose audio lies in a store, wanted it here: run `sonorant store unshard` first"
+        )
     if (found := digest_folder(corpus)) != record["digest"]:
         raise ValueError(
             f"corpus {corpus}: found files of digest {found}, wanted {record['digest']} as its record says: "
@@ -91,6 +93,40 @@ def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, r
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return objects.url(place).rstrip("/")
+
+
+def unshard_corpus(light: Path, corpus: Path, report: Report) -> str:
+    """Bring a corpus's audio and images back from the store, and return its digest: `corpus` is what was sharded.
+
+    What a killed run has brought is not read again. `report` is told the number of files done.
+    """
+    elsewhere = Elsewhere(light)
+    check_replaceable(corpus, "corpus", [light])
+    staged = staging_place(corpus)
+
+    def bring(name: str) -> None:
+        path = staged / name
+        if not path.is_file():
+            partial = path.with_name(f"{path.name}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(elsewhere.read(light / name))
+            partial.rename(path)
+
+    names = sorted(files_elsewhere(light))
+    for done, _ in enumerate(elsewhere.readers.map(bring, names), 1):
+        report(done, len(names))
+    for path in light.iterdir():
+        if path.is_file() and path.name != ELSEWHERE:
+            shutil.copyfile(path, staged / path.name)
+    digest = str(read_record(light, "corpus")["digest"])
+    if (found := digest_folder(staged)) != digest:
+        shutil.rmtree(staged)
+        raise ValueError(
+            f"corpus {corpus}: found remains of another corpus, of digest {found} together, wanted {digest}: they are "
+            "removed; run the same command again"
+        )
+    put_in_place(staged, corpus)
+    return digest
 
 
 def split_cuts(corpus: Path, shard_bytes: int) -> Iterator[list[Cut]]:

@@ -258,7 +258,7 @@ def read_lhotse(source: LhotseSource, folder: Path) -> Iterator[Entry]:
     if (source.path / ELSEWHERE).is_file():
         raise ValueError(
             f"source {source.name}: found a corpus {source.path} whose audio lies in a store, wanted audio here: "
-            f"fetch the shards that its {ELSEWHERE} names and give their folder"
+            "run `sonorant store unshard` and give what it wrote"
         )
     if path.is_dir():
         for number, cut in enumerate(read_shar(source), 1):

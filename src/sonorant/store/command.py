@@ -113,6 +113,17 @@ def shard(
         print(shard_corpus(corpus, folder, store, round(megabytes * 1e6), in_kilobytes(report)))
 
 
+def unshard(
+    folder: Annotated[Path, typer.Argument(help="that `shard` wrote")],
+    corpus: Annotated[Path, typer.Argument(help="the same corpus with its audio")],
+) -> None:
+    """Bring a corpus's audio back from its shards; the same command goes on where it was ended."""
+    from sonorant.data.shards import unshard_corpus
+
+    with shown_progress(f"unshard {folder}", "files") as report:
+        print(unshard_corpus(folder, corpus, report))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "push": push,
     "fetch": fetch,
@@ -123,6 +134,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "log": log,
     "check": check,
     "shard": shard,
+    "unshard": unshard,
 }
 
 
