@@ -45,6 +45,8 @@ memstore device bytes = 1073741824
 osd data = {folder}/osd
 osd class load list = *
 osd class default list = *
+# The dead gateway is not waited for.
+osd client watch timeout = 2
 [client.rgw]
 # Without tcp_nodelay every small answer waits 40 ms for an acknowledgement.
 rgw frontends = beast {frontends} ssl_certificate={folder}/tls.pem tcp_nodelay=1
@@ -101,7 +103,7 @@ class Rgw:
         self._end("rgw")
 
     def start(self) -> None:
-        """Bring the gateway to its place, with the data it had."""
+        """Bring the gateway to its place, with the data it had; it ends with the thread that does this."""
         process = self._begin("rgw", "radosgw", "-n", "client.rgw", "-f")
         self._wait("the gateway", lambda: answers(self.endpoint), process, 90)
 
@@ -167,7 +169,7 @@ class Rgw:
         return run_quietly(program, "-c", str(self.folder / "ceph.conf"), *words)
 
     def _begin(self, name: str, program: str, *words: str) -> subprocess.Popen[bytes]:
-        # It ends with the tests, however these end.
+        # It ends with the tests, however these end: to be exact, with the thread that begins it.
         tied = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
         with (self.folder / f"{name}.out").open("wb") as log:
             command = [*tied, program, "-c", str(self.folder / "ceph.conf"), *words]

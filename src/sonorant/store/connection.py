@@ -202,12 +202,12 @@ def reason_of(error: BaseException) -> str:
     """What the network said, in a few words: the innermost error's."""
     import urllib3.exceptions as faults
 
-    if isinstance(error, faults.ConnectTimeoutError):
-        return "no connection within the time"
-    if isinstance(error, faults.ReadTimeoutError):
-        return "no answer within the time"
     if isinstance(error, faults.NameResolutionError):
         return "no host of this name"
+    if isinstance(error, faults.IncompleteRead):
+        return "an answer that broke off"
+    if isinstance(error, faults.TimeoutError) and not isinstance(error, faults.NewConnectionError):
+        return "no answer within the time"
     inner: Any = error
     while deeper := inner.__cause__ or next((word for word in inner.args if isinstance(word, BaseException)), None):
         inner = deeper

@@ -14,6 +14,7 @@ from sonorant.store.connection import Settings, open_client, reason_of, wait_bef
 
 if TYPE_CHECKING:
     from minio.datatypes import Part
+    from urllib3 import BaseHTTPResponse
 
 PART_BYTES = 16 * 2**20
 MOST_PARTS = 10_000
@@ -196,29 +197,36 @@ class Objects:
         count(have)
         while have < size:
             before = have
+            answer = self._answer_from(name, have, size)
             try:
-                for chunk in self._read_from(name, have, size):
+                for chunk in answer.stream(CHUNK_BYTES):
                     with path.open("ab") as file:
                         file.write(chunk)
                     have += len(chunk)
                     count(len(chunk))
-                if have < size:
-                    path.unlink()
-                    raise ValueError(
-                        f"{self.url(name)}: found {have} bytes, wanted {size}: "
-                        "the object is damaged; push the artifact again"
-                    )
             except HTTPError as error:
+                # The client repeats what got no answer, not an answer that broke off.
                 attempt = 0 if have > before else attempt + 1
                 if attempt > self.settings.retries or not self.settings.retries:
                     raise
                 wait_before(attempt, reason_of(error), self.settings)
+                continue
+            finally:
+                # Not released: what was not read to its end cannot be used for another request.
+                answer.close()
+            if have < size:
+                path.unlink()
+                raise ValueError(
+                    f"{self.url(name)}: found {have} bytes, wanted {size}: "
+                    "the object is damaged; push the artifact again"
+                )
 
-    def _read_from(self, name: str, first: int, size: int) -> Iterator[bytes]:
+    def _answer_from(self, name: str, first: int, size: int) -> BaseHTTPResponse:
+        """The object's bytes from the one on, up to so many in all."""
         from minio.error import S3Error
 
         try:
-            answer = self.client.get_object(self.settings.bucket, self._key(name), first, size - first)
+            return self.client.get_object(self.settings.bucket, self._key(name), first, size - first)
         except S3Error as error:
             if error.code in ("NoSuchKey", "InvalidRange"):
                 raise ValueError(
@@ -226,11 +234,6 @@ class Objects:
                     "the object is missing or damaged; push the artifact again"
                 ) from None
             raise
-        try:
-            yield from answer.stream(CHUNK_BYTES)
-        finally:
-            # Not released: what was not read to its end cannot be used for another request.
-            answer.close()
 
 
 def digest_file(path: Path) -> str:
