@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubeflow import Kubeflow
+from tests.kfp_server import Kubeflow
 
 
 @pytest.fixture

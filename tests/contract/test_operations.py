@@ -14,7 +14,7 @@ from pipelines.canary import NAME, serve_canary
 from sonorant.config.release import CanaryConfig
 from sonorant.params import parse_section
 from tests.compiled import Compiled, Task, check_pinned, compiled
-from tests.kubeflow import Kubeflow, assert_is_one_line, command
+from tests.kfp_server import Kubeflow, assert_is_one_line, command
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = ("--candidate", "model@sha256:1234", "--store", "s3://sonorant", "--speech", "/runs/speech")

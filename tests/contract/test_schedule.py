@@ -9,7 +9,7 @@ import pytest
 from pipelines.submission import with_seconds
 from pipelines.train import graph_for
 from sonorant.params import read_params
-from tests.kubeflow import API, Kubeflow, assert_is_one_line, command
+from tests.kfp_server import API, Kubeflow, assert_is_one_line, command
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.kubeflow import API, RUN, Kubeflow, assert_is_one_line, command
+from tests.kfp_server import API, RUN, Kubeflow, assert_is_one_line, command
 
 
 def task(name: str, state: str, seconds: int = 0, **more: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pipelines.train import graph_for
 from sonorant.params import read_params
 from sonorant.steps import STEPS
 from tests.compiled import Compiled
-from tests.kubeflow import API, RUN, Kubeflow, assert_is_one_line, command
+from tests.kfp_server import API, RUN, Kubeflow, assert_is_one_line, command
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params.yaml"
