@@ -58,7 +58,7 @@ def shard_corpus(corpus: Path, light: Path, url: str | None, shard_bytes: int, r
     check_replaceable(light, "corpus", [corpus])
     if (corpus / ELSEWHERE).is_file():
         raise ValueError(
-            f"corpus {corpus}: found one whose audio lies in a store, wanted it here: run `sonorant store unshard` first"
+            f"corpus {corpus}: found one whose audio lies in a store, wanted it here: run `sonorant store unshard`"
         )
     if (found := digest_folder(corpus)) != record["digest"]:
         raise ValueError(
