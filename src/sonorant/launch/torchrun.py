@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sonorant.config import LaunchConfig
-from sonorant.launch.processes import adopt_orphans, children_of, descendants_of, kill_all
+from sonorant.launch.processes import adopted_orphans, children_of, descendants_of, kill_all
 from sonorant.launch.ranks import REPORT
 from sonorant.launch.stopping import stop_requests
 from sonorant.launch.work import Work
@@ -44,10 +44,9 @@ def run_command(command: list[str], report: Path, hours: float, step: str) -> in
     Told to stop, it is told so too, and given the time it needs; told twice, it is killed. Raises ValueError where it
     takes too long.
     """
-    adopt_orphans()
     before = children_of(os.getpid())
     deadline = time.monotonic() + hours * 3600
-    with stop_requests() as stop:
+    with stop_requests() as stop, adopted_orphans():
         # Its metrics are in the artifact's record. A session of its own: Ctrl-C reaches it through us alone.
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, env=os.environ | {REPORT: str(report)}, start_new_session=True

@@ -14,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,14 @@ def run_job(launch: LaunchConfig, work: Work) -> None:
     there = share(work, shared)
     if not there.is_done():
         with stop_requests() as stop:
-            Job(launch, there).run(stop)
+            job = Job(launch, there)
+            try:
+                job.run(stop)
+            except ConnectionError as error:
+                raise ValueError(
+                    f"{job.where}: found no answer ({error}), wanted the API server: run the same again when it is "
+                    "there; if the job runs, it goes on meanwhile and is found"
+                ) from None
             if stop and not there.is_done():
                 stop.leave()
     for name, path in there.outputs.items():
@@ -190,10 +198,7 @@ class Job:
                 status = self.status()
             except ConnectionError as error:
                 if time.monotonic() - heard > PATIENCE:
-                    raise ValueError(
-                        f"{self.where}: found no answer for {PATIENCE:g} s ({error}), wanted the API server: "
-                        "run the same again when it is there; the job goes on meanwhile"
-                    ) from None
+                    raise ConnectionError(f"for {PATIENCE:g} s: {error}") from None
             else:
                 heard = time.monotonic()
                 if status is None:
@@ -240,23 +245,25 @@ class Job:
     def pods(self) -> list[Any]:
         """Its pods, as the cluster describes them."""
         selector = f"jobset.sigs.k8s.io/jobset-name={self.name}"
-        pods: list[Any] = self.client.backend.core_api.list_namespaced_pod(
-            self.namespace, label_selector=selector
-        ).items
+        with answers():
+            core = self.client.backend.core_api
+            pods: list[Any] = core.list_namespaced_pod(self.namespace, label_selector=selector).items
         return pods
 
     def last_words(self, pod: str) -> str:
         """What a pod said last."""
-        said = self.client.backend.core_api.read_namespaced_pod_log(
-            pod, self.namespace, container="node", tail_lines=NUM_LINES
-        )
+        with answers():
+            said = self.client.backend.core_api.read_namespaced_pod_log(
+                pod, self.namespace, container="node", tail_lines=NUM_LINES
+            )
         return " | ".join(line for line in said.splitlines() if line.strip())
 
     def condition(self) -> str:
         """What Kubeflow Trainer says of its failure, such as a deadline that has passed."""
-        found = self.client.backend.custom_api.get_namespaced_custom_object(
-            "trainer.kubeflow.org", "v1alpha1", self.namespace, "trainjobs", self.name
-        )
+        with answers():
+            found = self.client.backend.custom_api.get_namespaced_custom_object(
+                "trainer.kubeflow.org", "v1alpha1", self.namespace, "trainjobs", self.name
+            )
         conditions = found.get("status", {}).get("conditions", [])
         return "; ".join(f"{c['reason']}: {c['message']}" for c in conditions if c["type"] == "Failed")
 
@@ -327,6 +334,18 @@ def connect(launch: LaunchConfig) -> TrainerClient:
             f"launch.launcher trainjob: found no way to a cluster ({error}), wanted a pod with a service account, "
             "or a kubeconfig: run it there, or set launch.launcher torchrun"
         ) from None
+
+
+@contextmanager
+def answers() -> Iterator[None]:
+    """ConnectionError where the API server does not answer, or with no."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except (ApiException, HTTPError) as error:
+        raise ConnectionError(cause_of(error)) from None
 
 
 def cause_of(error: BaseException) -> str:
