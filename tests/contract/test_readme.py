@@ -20,7 +20,8 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 SONORANT_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
 EMBED_LINES = [line for line in SONORANT_LINES if "sonorant embed " in line]
-STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES]
+STORE_LINES = [line for line in SONORANT_LINES if "sonorant store " in line]
+STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES + STORE_LINES]
 CURL_LINES = [line for line in LINES if line.startswith("curl")]
 
 
@@ -48,6 +49,13 @@ def test_embed_takes_these_flags(line: str) -> None:
     commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     given = commands["embed"].make_context("embed", words).params  # click complains of others
     assert given["files"]
+
+
+@pytest.mark.parametrize("line", STORE_LINES)
+def test_store_takes_these_words(line: str) -> None:
+    name, *words = shlex.split(line.split("sonorant store ", 1)[1], comments=True)
+    commands = typer.main.get_command(make_app()).commands["store"].commands  # type: ignore[attr-defined]
+    commands[name].make_context(name, words)  # click complains of others
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
