@@ -18,9 +18,10 @@ PART_BYTES = 5 * 2**20
 
 
 def write_artifact(folder: Path, seed: int = 0, size: int = 1000, name: str = "model") -> Path:
-    """An artifact of three files, one of which is the same whatever the seed, one of `size` bytes."""
+    """An artifact of four files, one of `size` bytes, two the same whatever the seed, of which one is empty."""
     (folder / "sub").mkdir(parents=True)
     (folder / "sub" / "same.txt").write_text("whatever the seed\n")
+    (folder / "sub" / "the émpty one.txt").touch()
     (folder / "config.json").write_text(f'{{"seed": {seed}}}')
     (folder / "weights.bin").write_bytes(random.Random(seed).randbytes(size))
     write_record(folder, {"artifact": name, "digest": digest_folder(folder), "seed": seed})

@@ -75,7 +75,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_artifacts_go_and_come_back(either: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_parts(monkeypatch)
-    store = Store.from_environment(f"s3://{either}/some/where")
+    store = Store.from_environment(f"s3://{either}/somé/wh ere")
     first, second = write_artifact(tmp_path / "1", 1, 2 * PART_BYTES + 1), write_artifact(tmp_path / "2", 2)
     assert store.push(first, alias="production") == digest_of(first)
     assert store.push(second, alias="production") == digest_of(second)
@@ -104,7 +104,7 @@ def test_what_is_there_is_not_sent_or_read_again(tmp_path: Path) -> None:
     first, second = write_artifact(tmp_path / "1", 1), write_artifact(tmp_path / "2", 2)
     with requests_of(store) as asked:
         store.push(first, alias="production")
-    assert len([path for method, path, _ in asked if method == "PUT" and "/files/" in path]) == 4
+    assert len([path for method, path, _ in asked if method == "PUT" and "/files/" in path]) == 5
     with requests_of(store) as asked:
         store.push(first, alias="production")
     assert [path for method, path, _ in asked if method != "HEAD" and "prefix=aliases" not in path] == []
@@ -164,6 +164,29 @@ def test_of_moves_made_at_once_none_is_lost(tmp_path: Path) -> None:
     history = stores[0].history("model@production")
     assert sorted(move.digest for move in history) == sorted(digests)
     assert {store.resolve("model@production") for store in stores} == {history[0].digest}
+
+
+@pytest.mark.usefixtures("bucket")
+def test_two_push_the_same_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They add to one upload; whoever comes too late to complete it finds the file there."""
+    use_small_parts(monkeypatch)
+    artifact = write_artifact(tmp_path / "1", 1, 4 * PART_BYTES)
+    stores = [Store.from_environment() for _ in range(3)]
+    ready = threading.Barrier(len(stores))
+    pushed: list[str] = []
+
+    def push(store: Store) -> None:
+        ready.wait(30)
+        pushed.append(store.push(artifact, alias="production"))
+
+    pushers = [threading.Thread(target=push, args=(store,)) for store in stores]
+    for pusher in pushers:
+        pusher.start()
+    for pusher in pushers:
+        pusher.join(60)
+    assert pushed == [digest_of(artifact)] * 3
+    stores[0].fetch("model@production", tmp_path / "model")
+    assert digest_folder(tmp_path / "model") == digest_of(artifact)
 
 
 @pytest.mark.usefixtures("bucket")

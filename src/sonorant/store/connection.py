@@ -242,9 +242,11 @@ def explained(settings: Settings, doing: str, resumes: str = "run the same comma
     except urllib3.exceptions.SSLError as error:
         raise ValueError(f"{where}: {explain_tls(error)}") from error
     except urllib3.exceptions.HTTPError as error:
+        reason, plain = reason_of(error), settings.endpoint.startswith("http://")
+        hint = " (https:// where the store has TLS)" if plain and "closed connection" in reason else ""
         raise ValueError(
-            f"{where}: found {reason_of(error)}, wanted a store that answers: "
-            f"check $AWS_ENDPOINT_URL and the network, then {resumes}"
+            f"{where}: found {reason}, wanted a store that answers: "
+            f"check $AWS_ENDPOINT_URL{hint} and the network, then {resumes}"
         ) from error
 
 

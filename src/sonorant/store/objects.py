@@ -53,6 +53,8 @@ class Objects:
         except S3Error as error:
             if error.code == "NoSuchKey":
                 return None
+            # The answer to HEAD has no body, and so no reason: GET's has.
+            self.client.get_object(self.settings.bucket, self._key(name), 0, 1).close()
             raise
 
     def names(self, prefix: str, whole: bool = True) -> Iterator[Found]:
