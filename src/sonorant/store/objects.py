@@ -162,9 +162,9 @@ class Objects:
         while True:
             page = self.client._list_parts(bucket, key, upload, part_number_marker=marker)
             parts.update({part.part_number: part for part in page.parts})
-            marker = page.next_part_number_marker
             if not page.is_truncated or not page.parts:
                 return upload, parts
+            marker = str(page.parts[-1].part_number)
 
     # ----------------------------------------------------------------------------------------------- files out
 

@@ -10,6 +10,7 @@ A reference is NAME@ALIAS, NAME@sha256:DIGEST, or a digest alone; of a digest ei
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -100,7 +101,7 @@ class Store:
         What came over before an earlier fetch ended is not read again. Raises ValueError where an object is damaged or
         something that is no artifact lies there; the folder is left as it was.
         """
-        folder = Path(folder)
+        folder = Path(os.path.abspath(folder))
         name, digest = self._locate(reference)
         check_place(folder, name)
         if (folder / RECORD).is_file() and read_record(folder, name).get("digest") == digest == digest_folder(folder):
