@@ -331,6 +331,9 @@ def ports(objects: list[Object]) -> list[str]:
                 for end in monitor["spec"]["endpoints"]:
                     if end["port"] not in there:
                         wrong.append(f"{name_of(monitor)}: {name_of(service)} has no port {end['port']}")
+        for end in monitor["spec"]["endpoints"]:
+            if end.get("path", "/metrics") not in paths():
+                wrong.append(f"{name_of(monitor)}: asks {end['path']}, which the server has not")
     for policy in of_kind(objects, "NetworkPolicy"):
         spec = policy["spec"]
         for rule in spec.get("ingress", []):

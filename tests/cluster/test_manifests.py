@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from pipelines.canary import CANARY_URL, PRODUCTION_URL
 from pipelines.placing import RUNS_CLAIM, RUNS_PATH, STORE, STORE_KEYS, STORE_SETTINGS
 from serving.metrics import Metrics
 from sonorant import __version__
+from sonorant.cli import make_app
 from sonorant.config import LaunchConfig
 from tests.cluster import manifests
 from tests.cluster.manifests import CHECKS, Check, Object, name_of, of_kind, pods_of
@@ -212,6 +214,11 @@ MISTAKES: dict[str, tuple[Check, str, Mutation]] = {
         "has no port metrics",
         lambda o: find(o, "ServiceMonitor", "sonorant-serving")["spec"]["endpoints"][0].update(port="metrics"),
     ),
+    "scraped path typo": (
+        manifests.ports,
+        "asks /metric,",
+        lambda o: find(o, "ServiceMonitor", "sonorant-serving")["spec"]["endpoints"][0].update(path="/metric"),
+    ),
     "policy's port typo": (
         manifests.ports,
         "no pod has port web",
@@ -364,6 +371,28 @@ def test_each_deployment_follows_its_alias(rendered: dict[str, list[Object]]) ->
         assert follow["command"][4] == folder
         served = {v["name"]: v.get("value") for v in spec["containers"][0]["env"]}["SONORANT_SERVE_MODEL"]
         assert served == f"model={folder}"
+
+
+@pytest.mark.parametrize("overlay", ["production", "kserve"])
+def test_the_command_line_knows_what_containers_run(
+    overlay: str, rendered: dict[str, list[Object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SONORANT_STORE", *STORE_KEYS, *STORE_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    commands = []
+    for pod in pods_of(rendered[overlay]):
+        for container in pod.spec.get("initContainers", []):
+            words = container["command"]
+            for variable in container["env"]:
+                words = [word.replace(f"$({variable['name']})", variable["value"]) for word in words]
+            commands.append(words)
+    assert commands
+    for program, *words in commands:
+        assert program == "sonorant"
+        done = CliRunner().invoke(make_app(), words)
+        # It understood, and went on to what it lacks here: words that it does not know end with 2.
+        assert done.exit_code == 1, done.output
+        assert "set $SONORANT_STORE" in str(done.output) + str(done.exception)
 
 
 def test_images_are_of_this_version(rendered: dict[str, list[Object]]) -> None:
