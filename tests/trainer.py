@@ -26,32 +26,7 @@ from kubeflow_trainer_api import models
 
 GROUP = "trainer.kubeflow.org/v1alpha1"
 NOW = "2026-01-05T10:00:00Z"
-RUNTIME: dict[str, Any] = {
-    "apiVersion": GROUP,
-    "kind": "ClusterTrainingRuntime",
-    "metadata": {"name": "sonorant-torch", "labels": {"trainer.kubeflow.org/framework": "torch"}},
-    "spec": {
-        "mlPolicy": {"numNodes": 1, "torch": {}},
-        "template": {
-            "spec": {
-                "replicatedJobs": [
-                    {
-                        "name": "node",
-                        "template": {
-                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-                            "spec": {
-                                "template": {
-                                    "spec": {"containers": [{"name": "node", "image": "sonorant-train:0.1.0"}]}
-                                }
-                            },
-                        },
-                    }
-                ]
-            }
-        },
-    },
-}
-"""What of the runtime in k8s/ the SDK reads."""
+RUNTIME = Path(__file__).resolve().parents[1] / "k8s" / "components" / "training" / "runtime.yaml"
 
 
 def unknown_fields(document: Any, known: Any, path: str = "") -> list[str]:
@@ -209,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.is_refused():
             return
         if url.path == f"/apis/{GROUP}/clustertrainingruntimes/sonorant-torch":
-            self.answer(200, RUNTIME)
+            self.answer(200, yaml.safe_load(RUNTIME.read_text()))
         elif parts[-2] == "trainjobs" and parts[-1] in self.server.jobs:
             job = self.server.jobs[parts[-1]]
             self.answer(200, {**job.document, "status": {"conditions": job.conditions} if job.conditions else {}})

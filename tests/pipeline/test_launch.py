@@ -111,6 +111,7 @@ def test_two_ranks_through_the_component_are_one_process(
     assert json.loads(Path(metrics.path).read_text()) == metrics.metadata
 
 
+@pytest.mark.slow
 def test_one_rank_under_torchrun_makes_the_same_bytes(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
     run_component(tmp_path, tone_corpus, pretrain_values(launch={**TWO, "num_processes": "auto"}))
     pretrain(pretrain_values(), **tone_corpus, encoder=tmp_path / "one")

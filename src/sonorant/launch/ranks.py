@@ -42,7 +42,8 @@ def main(words: list[str]) -> None:
         if stop:
             raise SystemExit(os.EX_TEMPFAIL)
     if said:
-        print(said, file=sys.stderr)
+        if REPORT not in os.environ:
+            print(said, file=sys.stderr)
         report = Path(os.environ.get(REPORT, TERMINATION_LOG))
         if REPORT in os.environ or report.exists():
             report.write_text(said)

@@ -32,8 +32,8 @@ POLL = 5.0
 """Seconds between two looks at the job."""
 PATIENCE = 300.0
 """How long the API server may be out of reach before the job is given up; it goes on, and is found again."""
-DELETION = 120.0
-"""How long a job's pods may take to go: their ranks write a checkpoint."""
+DELETION = 180.0
+"""How long a job's pods may take to go: the runtime gives their ranks two minutes to write a checkpoint."""
 NUM_LINES = 5
 
 
