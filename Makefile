@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_NUM_THREADS ?= 1
 export SONORANT_RUNS := $(CURDIR)/runs
 
-.PHONY: demo speech test test-all check serve lock clean
+.PHONY: demo speech test test-all check serve images test-images lock clean
 
 demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evaluation report
 	@echo "== dvc repro: prepare, cluster, pretrain, publish, evaluate (params.yaml)"
@@ -47,6 +47,12 @@ serve: $(INSTALLED) ## answer on http://127.0.0.1:8000 with the model that `make
 	@test -f artifacts/model/artifact.json || { echo "artifacts/model: found no model, wanted one: run make demo first" >&2; exit 1; }
 	python -m serving --model artifacts/model --host 127.0.0.1 --port 8000
 
+images: $(INSTALLED) ## build sonorant-serve and sonorant-train with docker, podman or buildah; sizes and SBOMs in build/images
+	python docker/images.py build
+
+test-images: $(INSTALLED) ## build them, then run a server, one embedding and a tiny training inside
+	python docker/images.py test
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== virtual environment and packages, pinned by constraints.txt (about three minutes the first time)"
 	@test -n "$(PYTHON)" || { echo "python: found none of version 3.11 or newer, wanted one: install it or set PYTHON" >&2; exit 1; }
@@ -54,9 +60,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
-lock: ## renew constraints.txt from pyproject.toml
-	uv pip compile pyproject.toml --extra train --extra serve --extra client --extra tracing --extra pipelines --extra synthesis --extra dev \
-	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o constraints.txt
+COMPILE := uv pip compile --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
+HASHED := $(COMPILE) --generate-hashes --constraints constraints.txt
+lock: ## renew constraints.txt from pyproject.toml, and from it the hashed requirements of the images
+	$(COMPILE) pyproject.toml --extra train --extra serve --extra client --extra tracing --extra pipelines --extra synthesis --extra dev \
+	  --upgrade -o constraints.txt
+	$(HASHED) pyproject.toml --extra serve --extra store --no-emit-package triton -o docker/requirements-serve.txt
+	$(HASHED) pyproject.toml --extra train --extra synthesis --extra pipelines -o docker/requirements-train.txt
+	echo hatchling | $(HASHED) - -o docker/requirements-build.txt
 
 clean: ## remove the environment, artifacts and run directories
 	rm -rf $(VENV) artifacts runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,26 +1,35 @@
-# The image that answers over HTTP: sonorant.inference and the server, no training libraries.
-# Build from the checkout's root: docker build -f docker/serve.Dockerfile -t sonorant-serve:0.1.0 .
+# The image that answers over HTTP and follows the object store: sonorant.inference, the server, no training libraries.
+# `make images` builds it; by hand, from the checkout's root:
+#   docker build -f docker/serve.Dockerfile --build-arg VERSION=0.1.0 -t sonorant-serve:0.1.0 .
 
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS dependencies
+# The environment has no pip of its own: the base's installs into it.
+RUN python -m venv --without-pip /opt/venv
+COPY docker/requirements-serve.txt docker/trim.sh /build/
+# Everything is in the file, with its hash; nothing else is resolved. Bytecode is made here: a read-only root has none.
+RUN --mount=type=cache,target=/root/.cache/pip \
+  pip --python /opt/venv/bin/python install --no-deps --require-hashes -r /build/requirements-serve.txt && \
+  sh /build/trim.sh /opt/venv
+
+FROM python:3.11-slim AS sonorant
+RUN python -m venv --without-pip /opt/venv && python -m venv /opt/build
+COPY docker/requirements-build.txt /build/docker/
+RUN /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes -r /build/docker/requirements-build.txt
 WORKDIR /build
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
-# Libraries first: this layer is rebuilt only when they change.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY src/sonorant/__init__.py src/sonorant/
-RUN pip install --no-cache-dir --constraint constraints.txt ".[serve]"
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . && \
+  pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index dist/*.whl
 
 FROM python:3.11-slim
-LABEL org.opencontainers.image.title="sonorant-serve" \
-      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --create-home sonorant
-COPY --from=build /opt/venv /opt/venv
+COPY --from=dependencies /opt/venv /opt/venv
+# A layer of its own: new code does not send the libraries again.
+COPY --from=sonorant /opt/venv /opt/venv
 COPY serving /app/serving
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
-# Nothing is written when it runs: the root file system may be read-only.
 RUN python -m compileall -q /app/serving
+# Nothing is written when it runs: the root file system may be read-only.
 ENV PYTHONDONTWRITEBYTECODE=1
 USER 10001
 WORKDIR /app
@@ -30,3 +39,12 @@ HEALTHCHECK --start-period=60s CMD \
 # The model is mounted at /model.
 ENV SONORANT_SERVE_MODEL=/model SONORANT_SERVE_HOST=0.0.0.0
 CMD ["python", "-m", "serving"]
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG SOURCE=""
+LABEL org.opencontainers.image.title="sonorant-serve" \
+      org.opencontainers.image.description="Speech embeddings and units over HTTP." \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.source="$SOURCE" \
+      org.opencontainers.image.licenses="Apache-2.0"

@@ -1,26 +1,43 @@
 # The image every step of the workflow runs in: sonorant with its training, synthesis and Kubeflow libraries.
-# Build from the checkout's root: docker build -f docker/train.Dockerfile -t sonorant-train:0.1.0 .
+# `make images` builds it; by hand, from the checkout's root:
+#   docker build -f docker/train.Dockerfile --build-arg VERSION=0.1.0 -t sonorant-train:0.1.0 .
 
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS dependencies
+# The environment has no pip of its own: the base's installs into it.
+RUN python -m venv --without-pip /opt/venv
+COPY docker/requirements-train.txt docker/trim.sh /build/
+# Everything is in the file, with its hash; nothing else is resolved. Bytecode is made here: a read-only root has none.
+RUN --mount=type=cache,target=/root/.cache/pip \
+  pip --python /opt/venv/bin/python install --no-deps --require-hashes -r /build/requirements-train.txt && \
+  sh /build/trim.sh /opt/venv
+
+FROM python:3.11-slim AS sonorant
+RUN python -m venv --without-pip /opt/venv && python -m venv /opt/build
+COPY docker/requirements-build.txt /build/docker/
+RUN /opt/build/bin/pip install --no-cache-dir --no-deps --require-hashes -r /build/docker/requirements-build.txt
 WORKDIR /build
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
-# Libraries first: this layer is rebuilt only when they change.
-COPY constraints.txt pyproject.toml README.md LICENSE ./
-COPY src/sonorant/__init__.py src/sonorant/
-ARG EXTRAS=train,synthesis,pipelines
-RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir --no-deps --force-reinstall .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . && \
+  pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index dist/*.whl
 
 FROM python:3.11-slim
-LABEL org.opencontainers.image.title="sonorant-train" \
-      org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --create-home sonorant && install --directory --owner sonorant /runs
-COPY --from=build /opt/venv /opt/venv
-# Checkpoints go where the pipeline mounts the volume that outlives a pod.
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
-ENV SONORANT_RUNS=/runs
+COPY --from=dependencies /opt/venv /opt/venv
+# A layer of its own: new code does not send the libraries again.
+COPY --from=sonorant /opt/venv /opt/venv
+# Checkpoints go where the pipeline mounts the volume that outlives a pod; caches where even a read-only root lets them.
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    SONORANT_RUNS=/runs MPLCONFIGDIR=/tmp/matplotlib NUMBA_CACHE_DIR=/tmp/numba
 USER 10001
 WORKDIR /home/sonorant
 CMD ["sonorant", "--help"]
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG SOURCE=""
+LABEL org.opencontainers.image.title="sonorant-train" \
+      org.opencontainers.image.description="The steps of the Sonorant workflow." \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.source="$SOURCE" \
+      org.opencontainers.image.licenses="Apache-2.0"
