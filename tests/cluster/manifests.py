@@ -5,6 +5,7 @@ A check takes all objects of an overlay and returns complaints, one line each; n
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,6 +132,13 @@ def schemas(objects: list[Object]) -> list[str]:
 
 def against_schema(item: Object) -> list[str]:
     """What an object's own schema says of it."""
+    return list(judged(json.dumps(item)))
+
+
+@cache
+def judged(written: str) -> list[str]:
+    """The same of an object as JSON: overlays share most of theirs."""
+    item = json.loads(written)
     group, key = item["apiVersion"].partition("/")[0], f"{item['apiVersion']}/{item['kind']}"
     if group == "trainer.kubeflow.org":
         model = getattr(models, f"TrainerV1alpha1{item['kind']}", None)
