@@ -34,7 +34,7 @@ RUNTIME = """#!/bin/sh
 bundle=
 for word; do case "$previous" in --bundle|-b) bundle=$word;; esac; previous=$word; done
 if [ -n "$bundle" ]; then
-  jq 'del(.process.rlimits)' "$bundle/config.json" > "$bundle/config.new" && mv "$bundle/config.new" "$bundle/config.json"
+  jq 'del(.process.rlimits)' "$bundle/config.json" > "$bundle/new" && mv "$bundle/new" "$bundle/config.json"
 fi
 exec runc "$@"
 """
@@ -102,8 +102,7 @@ def build(engine: str, name: str) -> None:
         # The OCI format has no health check. The mounts: who needs certificates or an index of his own has them here.
         words += ["--format", "docker", "--isolation", "chroot", "--layers"]
         words += ["--pull-never"] if engine == "buildah" and has(engine, BASE) else []
-        wanted = {path: f"{path}:ro" for path in ("/etc/ssl/certs", "/etc/pip.conf") if Path(path).exists()}
-        words += mounts(dict(wanted))
+        words += mounts({path: f"{path}:ro" for path in ("/etc/ssl/certs", "/etc/pip.conf") if Path(path).exists()})
     log = OUT / f"{name}.log"
     with log.open("w") as file:
         code = subprocess.run([*words, "."], stdout=file, stderr=subprocess.STDOUT, timeout=3600, cwd=ROOT).returncode

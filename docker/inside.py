@@ -1,4 +1,4 @@
-"""What `docker/images.py test` runs inside an image, with the image's own Python and nothing else: `serve` or `train`."""
+"""What `docker/images.py test` runs inside an image, with the image's own Python: is all as it must be?"""
 
 from __future__ import annotations
 
