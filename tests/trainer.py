@@ -158,6 +158,8 @@ class Trainer(ThreadingHTTPServer):
         self.refusals: dict[str, tuple[int, str]] = {}
         """By HTTP method."""
         self.is_away = False
+        self.breaks_log = False
+        self.reads_log_again = threading.Event()
 
     def create(self, document: dict[str, Any]) -> TrainJob:
         """A job as the API server and the controllers make it."""
@@ -238,6 +240,8 @@ class Handler(BaseHTTPRequestHandler):
         assert query["container"] == ["node"]
         job, pod = next((job, pod) for job in self.server.jobs.values() for pod in job.pods if pod.name == name)
         follow, sent = query.get("follow") == ["True"], 0
+        if not self.server.breaks_log:
+            self.server.reads_log_again.set()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         # Line by line, as the API server does: what comes in one piece, the client shows at its end.
@@ -251,6 +255,9 @@ class Handler(BaseHTTPRequestHandler):
                 data = f"{lines[sent]}\n".encode()
                 self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
                 sent += 1
+                if follow and self.server.breaks_log:
+                    self.server.breaks_log = False
+                    return
             if is_over or not follow:
                 self.wfile.write(b"0\r\n\r\n")
                 return

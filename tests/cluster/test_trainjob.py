@@ -275,6 +275,16 @@ def test_a_component_that_is_tried_again_finds_the_running_job(
     assert digest_folder(tmp_path / "encoder") == digest_folder(made)
 
 
+def test_a_log_whose_connection_breaks_is_shown_once(
+    trainer: Trainer, tone_corpus: dict[str, Path], made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer.breaks_log = True
+    trainer.play = delivering(made, lambda: trainer.reads_log_again.wait(100))
+    run_component(tmp_path, tone_corpus)
+    said = capfd.readouterr().err
+    assert said.count("rank 0: pretrain: 6/6\n") == said.count("rank 0: done\n") == 1
+
+
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for(
     trainer: Trainer, tone_corpus: dict[str, Path], made: Path, tmp_path: Path
 ) -> None:
