@@ -1,7 +1,6 @@
 """What reading a corpus in the store costs: seconds of audio a second of the loader's batches, here and from there.
 
-    eval $(../shared/tools/rgw up /tmp/rgw)    # or any S3 store: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …
-    sonorant store shard artifacts/corpus artifacts/streamed
+    sonorant store shard artifacts/corpus artifacts/streamed    # $AWS_ENDPOINT_URL, its key and $SONORANT_STORE say where
     OMP_NUM_THREADS=1 python benchmarks/streaming.py --here artifacts/corpus --there artifacts/streamed
 
 Each round loads an epoch of the train split from both, in turn, with params.yaml's batches; nothing is learned from
