@@ -279,10 +279,12 @@ class Store:
 
 
 def file_key(file: File) -> str:
+    """The name of the object that holds a file."""
     return f"files/{file.digest}"
 
 
 def manifest_key(name: str, digest: str) -> str:
+    """The name of the object that lists an artifact's files."""
     return f"artifacts/{name}/{digest}.json"
 
 
