@@ -13,11 +13,11 @@ import typer.main
 from sonorant.cli import make_app
 from sonorant.params import check_params, parse_round, read_params
 from sonorant.steps import STEPS
+from tests.written import check_make, check_pipelines, check_store, shell_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+LINES = shell_lines(README)
 SONORANT_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
 EMBED_LINES = [line for line in SONORANT_LINES if "sonorant embed " in line]
 STORE_LINES = [line for line in SONORANT_LINES if "sonorant store " in line]
@@ -51,11 +51,15 @@ def test_embed_takes_these_flags(line: str) -> None:
     assert given["files"]
 
 
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m pipelines")])
+def test_pipelines_takes_these_words(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "https://kubeflow.example.org")
+    check_pipelines(line)
+
+
 @pytest.mark.parametrize("line", STORE_LINES)
 def test_store_takes_these_words(line: str) -> None:
-    name, *words = shlex.split(line.split("sonorant store ", 1)[1], comments=True)
-    commands = typer.main.get_command(make_app()).commands["store"].commands  # type: ignore[attr-defined]
-    commands[name].make_context(name, words)  # click complains of others
+    check_store(line)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
@@ -66,9 +70,9 @@ def test_these_settings_go_on_top_of_the_demo(block: str, tmp_path: Path) -> Non
     parse_round("pretrain", params, 1)
 
 
-@pytest.mark.parametrize("target", sorted({m for line in LINES for m in re.findall(r"^make ([a-z-]+)", line)}))
-def test_make_has_this_target(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
+def test_make_has_this_target(line: str) -> None:
+    check_make(line)
 
 
 @pytest.mark.parametrize("line", CURL_LINES)
