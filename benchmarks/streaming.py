@@ -1,6 +1,6 @@
 """What reading a corpus in the store costs: seconds of audio a second of the loader's batches, here and from there.
 
-    sonorant store shard artifacts/corpus artifacts/streamed    # $AWS_ENDPOINT_URL, its key and $SONORANT_STORE say where
+    sonorant store shard artifacts/corpus artifacts/streamed  # $SONORANT_STORE and the AWS_ variables say where
     OMP_NUM_THREADS=1 python benchmarks/streaming.py --here artifacts/corpus --there artifacts/streamed
 
 Each round loads an epoch of the train split from both, in turn, with params.yaml's batches; nothing is learned from
