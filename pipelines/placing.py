@@ -32,6 +32,8 @@ def place(task: PipelineTask, *, cpu: str, memory: str, hours: int, retries: int
     task.set_caching_options(True)
     kubernetes.set_timeout(task, hours * 3600)
     kubernetes.mount_pvc(task, pvc_name=RUNS_CLAIM, mount_path=RUNS_PATH)
+    # A corpus may lie in the store's shards.
+    with_store(task)
 
 
 def operate(task: PipelineTask, *, memory: str = "2Gi", minutes: int = 30, retries: int = 2) -> None:

@@ -7,6 +7,7 @@ from kfp import dsl, kubernetes
 import components
 from components import operations
 from pipelines.placing import GPU, operate, place, with_store, with_webhook
+from sonorant.config import LaunchConfig
 from sonorant.params import TWICE, parse_launch, parse_rounds, second_values
 
 NAME = "sonorant-train"
@@ -35,12 +36,14 @@ def clustered(config: Any, **inputs: Any) -> Any:
     return task.outputs["units"]
 
 
-def pretrained(config: Any, num_gpus: int, **inputs: Any) -> Any:
+def pretrained(config: Any, launch: LaunchConfig, **inputs: Any) -> Any:
     """The encoder."""
     task = components.pretrain(config=config, **inputs)
-    place(task, cpu="12", memory="64Gi", hours=240, retries=5)
-    if num_gpus:
-        task.set_accelerator_type(GPU).set_accelerator_limit(num_gpus)
+    # Where a TrainJob's pods do the work, this one copies and waits.
+    cpu, memory = ("2", "8Gi") if launch.launcher == "trainjob" else ("12", "64Gi")
+    place(task, cpu=cpu, memory=memory, hours=240, retries=5)
+    if launch.num_own_gpus:
+        task.set_accelerator_type(GPU).set_accelerator_limit(launch.num_own_gpus)
         kubernetes.add_node_selector(task, f"{GPU}.present", "true")
         kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
@@ -85,8 +88,8 @@ def released(store: Any, alias: Any, gate: Any, *, model: Any, report: Any) -> N
         with_store(task)
 
 
-def graph_of(num_gpus: list[int], *, is_imported: bool) -> Any:
-    """The pipeline of as many rounds as there are numbers of GPUs, whose corpus is prepared or imported."""
+def graph_of(launches: list[LaunchConfig], *, is_imported: bool) -> Any:
+    """The pipeline of as many rounds as there are launches, whose corpus is prepared or imported."""
 
     @dsl.pipeline(name=NAME, description="Speech in, a measured model out.")
     def train(
@@ -111,10 +114,10 @@ def graph_of(num_gpus: list[int], *, is_imported: bool) -> Any:
         with dsl.ExitHandler(ending, name="train"):
             speech = imported(corpus) if is_imported else prepared(prepare, shares)
             units = clustered(cluster, corpus=speech)
-            encoder = pretrained(pretrain, num_gpus[0], corpus=speech, units=units)
-            if len(num_gpus) == 2:
+            encoder = pretrained(pretrain, launches[0], corpus=speech, units=units)
+            if len(launches) == 2:
                 units = clustered(second_cluster, corpus=speech, encoder=encoder)
-                encoder = pretrained(second_pretrain, num_gpus[1], corpus=speech, units=units)
+                encoder = pretrained(second_pretrain, launches[1], corpus=speech, units=units)
             model = published(publish, corpus=speech, encoder=encoder)
             report = evaluated(evaluate, corpus=speech, model=model, previous=in_service(store))
             released(store, alias, gate, model=model, report=report)
@@ -144,5 +147,5 @@ def graph_for(
     sections |= {"store": store, "alias": alias}
     # What Kubernetes must know before there is a pod: the steps themselves read it from their sections.
     pretraining = [sections[name] for name in ("pretrain", "second_pretrain") if name in sections]
-    num_gpus = [parse_launch(values).num_own_gpus for values in pretraining]
-    return graph_of(num_gpus, is_imported=bool(corpus)), sections
+    launches = [parse_launch(values) for values in pretraining]
+    return graph_of(launches, is_imported=bool(corpus)), sections
