@@ -121,7 +121,7 @@ def describe(engine: str, name: str) -> dict[str, Any]:
     else:
         [found] = json.loads(call(engine, "image", "inspect", tag(name)))
         config, key, digest = found["Config"], found["Id"], found.get("Digest")
-        config.setdefault("Healthcheck", found.get("HealthCheck"))
+        config.setdefault("Healthcheck", found.get("Healthcheck"))  # podman keeps it here
         size = found["Size"]
     health = (config.get("Healthcheck") or {}).get("Test", [])[1:]
     return {"tag": tag(name), "id": key, "digest": digest, "size": size, "command": config["Cmd"], "health": health}
