@@ -51,7 +51,7 @@ def test_settings_are_the_standard_variables() -> None:
         ({"AWS_ENDPOINT_URL": "http://host:port"}, r"\$AWS_ENDPOINT_URL: found 'http://host:port'"),
         ({"AWS_ENDPOINT_URL": "http://host/path"}, r"\$AWS_ENDPOINT_URL: found 'http://host/path'"),
         ({"AWS_CA_BUNDLE": "/nowhere"}, r"\$AWS_CA_BUNDLE /nowhere: found No such file or directory, wanted a file of"),
-        ({"AWS_CA_BUNDLE": __file__}, r"\$AWS_CA_BUNDLE .*test_store_settings.py: found no certificate, wanted a file of PEM"),
+        ({"AWS_CA_BUNDLE": __file__}, r"\$AWS_CA_BUNDLE .*_settings.py: found no certificate, wanted a file of PEM"),
         ({"SONORANT_STORE_RETRIES": "-1"}, r"\$SONORANT_STORE_RETRIES: found '-1', wanted 0 to 100"),
     ],
 )
