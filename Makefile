@@ -68,6 +68,7 @@ lock: ## renew constraints.txt from pyproject.toml, and from it the hashed requi
 	$(HASHED) pyproject.toml --extra serve --extra store --no-emit-package triton -o docker/requirements-serve.txt
 	$(HASHED) pyproject.toml --extra train --extra synthesis --extra pipelines -o docker/requirements-train.txt
 	echo hatchling | $(HASHED) - -o docker/requirements-build.txt
+	echo setuptools | $(HASHED) - -o docker/requirements-setuptools.txt
 
 clean: ## remove the environment, artifacts and run directories
 	rm -rf $(VENV) artifacts runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis

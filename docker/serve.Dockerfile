@@ -5,10 +5,13 @@
 FROM python:3.11-slim AS dependencies
 # The environment has no pip of its own: the base's installs into it.
 RUN python -m venv --without-pip /opt/venv
-COPY docker/requirements-serve.txt docker/trim.sh /build/
-# Everything is in the file, with its hash; nothing else is resolved. Bytecode is made here: a read-only root has none.
+COPY docker/requirements-setuptools.txt docker/requirements-serve.txt docker/trim.sh /build/
+# Everything is in the files, with its hash; nothing else is resolved or, for a package without a wheel, fetched to build
+# it. Bytecode is made here: a read-only root takes none.
 RUN --mount=type=cache,target=/root/.cache/pip \
-  pip --python /opt/venv/bin/python install --no-deps --require-hashes -r /build/requirements-serve.txt && \
+  pip --python /opt/venv/bin/python install --no-deps --require-hashes -r /build/requirements-setuptools.txt && \
+  pip --python /opt/venv/bin/python install --no-deps --require-hashes --no-build-isolation --use-pep517 \
+    -r /build/requirements-serve.txt && \
   sh /build/trim.sh /opt/venv
 
 FROM python:3.11-slim AS sonorant
