@@ -24,6 +24,7 @@ prepare: {sources: [{kind: synthetic, num_utterances: 36, num_speakers: 9, dev_s
 cluster: {num_units: 8, num_restarts: 1}
 pretrain:
   num_updates: 2
+  phases: [{weights: {units: 1.0}}]
   encoder: {stem_channels: 16, dim: 32, num_layers: 3, num_heads: 2, ffn_dim: 64}
   batching: {batch_seconds: 4.0, crop_seconds: 2.0}
 """
