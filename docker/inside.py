@@ -26,6 +26,7 @@ pretrain:
   num_updates: 2
   phases: [{weights: {units: 1.0}}]
   encoder: {stem_channels: 16, dim: 32, num_layers: 3, num_heads: 2, ffn_dim: 64}
+  teacher: {num_layers: 2}
   batching: {batch_seconds: 4.0, crop_seconds: 2.0}
 """
 
