@@ -123,8 +123,9 @@ def train() -> dict[str, float]:
         paths = [word for name in names for word in (f"--{name}", f"/runs/{name}")]
         run("sonorant", step, "--config", str(config), *paths)
         times[f"{step}_seconds"] = time.monotonic() - begin
-    updates = len(Path("/runs/encoder/journal.jsonl").read_text().splitlines())
-    check(Path("/runs/encoder/artifact.json").exists() and updates > 0, "encoder's journal", f"{updates} lines", "some")
+    last = json.loads(Path("/runs/encoder/journal.jsonl").read_text().splitlines()[-1])
+    check(last["update"] == 2, "updates", last["update"], 2)
+    check(math.isfinite(last["loss"]), "loss", last["loss"], "finite")
     return times
 
 
