@@ -117,7 +117,8 @@ def describe(engine: str, name: str) -> dict[str, Any]:
         found = json.loads(call("buildah", "inspect", "--type", "image", tag(name)))
         config, key, digest = found["Docker"]["config"], found["FromImageID"], found["FromImageDigest"]
         [listed] = json.loads(call("buildah", "images", "--json", tag(name)))
-        size: Any = listed["size"]
+        number, unit = listed["size"].split()
+        size = int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
     else:
         [found] = json.loads(call(engine, "image", "inspect", tag(name)))
         config, key, digest = found["Config"], found["Id"], found.get("Digest")
