@@ -1,9 +1,9 @@
 """The images: `python docker/images.py build` makes them, `python docker/images.py test` makes and tries them.
 
 The engine is docker (where one answers), podman or buildah; $ENGINE names another than the first found, $SOURCE the
-repository for the label. Beside the images,
-in build/images: a CycloneDX list of what each holds (NAME.sbom.json) and report.json. Where no python:3.11-slim can be
-pulled, `test` makes one of Debian's packages (debootstrap, as root) and keeps it in the engine's storage.
+repository for the label. Beside the images, in build/images: a CycloneDX list of what each holds (NAME.sbom.json) and
+report.json. Where no python:3.11-slim can be pulled, `test` makes one of Debian's packages (debootstrap, as root) and
+keeps it in the engine's storage.
 """
 
 from __future__ import annotations
