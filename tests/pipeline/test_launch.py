@@ -23,6 +23,7 @@ from sonorant.artifacts import read_record
 from sonorant.config import LaunchConfig, PretrainConfig
 from sonorant.launch import is_elsewhere
 from sonorant.launch.processes import children_of, descendants_of
+from sonorant.launch.torchrun import run_command
 from sonorant.params import parse_section, read_params
 from sonorant.steps import pretrain
 from tests.running import journal_of
@@ -52,6 +53,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.fixture
+def strangers() -> list[int]:
+    """Children of this process that another test has started and still needs."""
+    return children_of(os.getpid())
+
+
 def assert_no_process_is_left(pids: list[int]) -> None:
     deadline = time.monotonic() + 20
     while left := [pid for pid in pids if is_running(pid)]:
@@ -76,12 +83,13 @@ def wait_for_checkpoint(runs: Path) -> None:
 
 @contextmanager
 def meanwhile(runs: Path, act: Any) -> Iterator[list[int]]:
-    """Do something to the processes below this one once they have written a checkpoint; all that were there then."""
+    """Do something to the processes below this one once they have written a checkpoint; all that came since."""
     seen: list[int] = []
+    strangers = children_of(os.getpid())
 
     def wait_and_act() -> None:
         wait_for_checkpoint(runs)
-        seen.extend(descendants_of(os.getpid()))
+        seen.extend(descendants_of(os.getpid(), but=strangers))
         act()
 
     thread = threading.Thread(target=wait_and_act)
@@ -121,7 +129,9 @@ def test_one_rank_under_torchrun_makes_the_same_bytes(tone_corpus: dict[str, Pat
         assert (tmp_path / "encoder" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 
 
-def test_a_failing_ranks_last_line_is_the_error(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
+def test_a_failing_ranks_last_line_is_the_error(
+    tone_corpus: dict[str, Path], tmp_path: Path, strangers: list[int]
+) -> None:
     values = pretrain_values(guard={"after_updates": 0, "min_target_std": 99.0}, launch=TWO)
     with pytest.raises(ValueError, match=r"it has collapsed; lower optim\.learning_rate") as caught:
         run_component(tmp_path, tone_corpus, values)
@@ -130,7 +140,7 @@ def test_a_failing_ranks_last_line_is_the_error(tone_corpus: dict[str, Path], tm
     assert re.match(r"pretrain: rank [01] exited with 1, its last words: pretrain: found teacher/target_std", message)
     assert "\n" not in message
     assert not (tmp_path / "encoder").exists()
-    assert descendants_of(os.getpid()) == []
+    assert descendants_of(os.getpid(), but=strangers) == []
 
 
 def test_a_killed_rank_is_named_and_none_is_left(tone_corpus: dict[str, Path], tmp_path: Path, runs: Path) -> None:
@@ -153,11 +163,29 @@ def test_no_rank_outlives_torchrun(tone_corpus: dict[str, Path], tmp_path: Path,
     assert_no_process_is_left(pids)
 
 
-def test_time_that_is_up_ends_the_ranks(tone_corpus: dict[str, Path], tmp_path: Path) -> None:
+def test_time_that_is_up_ends_the_ranks(tone_corpus: dict[str, Path], tmp_path: Path, strangers: list[int]) -> None:
     values = pretrain_values(**ENDLESS, launch={**TWO, "hours": 2 / 3600})
     with pytest.raises(ValueError, match=r"^pretrain: found no end after launch.hours 0\.0005.*raise launch.hours"):
         run_component(tmp_path, tone_corpus, values)
-    assert descendants_of(os.getpid()) == []
+    assert descendants_of(os.getpid(), but=strangers) == []
+
+
+def test_processes_of_others_are_left_alone(tmp_path: Path) -> None:
+    """Also those that a stranger has started: who calls a step in Python may have workers of its own."""
+    stranger = subprocess.Popen(["sh", "-c", "sleep 100 & wait"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        while not children_of(stranger.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        [sleeper] = children_of(stranger.pid)
+        command = ["sh", "-c", "sleep 100 & exit 3"]
+        assert run_command(command, tmp_path / "report", hours=1, step="pretrain") == 3
+        assert is_running(stranger.pid)
+        assert is_running(sleeper)
+    finally:
+        os.killpg(stranger.pid, signal.SIGKILL)
+        stranger.wait()
 
 
 COMPONENT = """

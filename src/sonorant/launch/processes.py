@@ -24,9 +24,9 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def descendants_of(pid: int) -> list[int]:
-    """Its children, theirs, and so on."""
-    own = children_of(pid)
+def descendants_of(pid: int, but: Collection[int] = ()) -> list[int]:
+    """Its children, theirs, and so on; without some of its children and what these have started."""
+    own = [child for child in children_of(pid) if child not in but]
     return [*own, *(deeper for child in own for deeper in descendants_of(child))]
 
 

@@ -63,7 +63,7 @@ def run_command(command: list[str], report: Path, hours: float, step: str) -> in
             while process.poll() is None and len(stop.signals) < 2 and not (is_late and time.monotonic() > end):
                 time.sleep(0.1)
         finally:
-            kill_all([pid for pid in descendants_of(os.getpid()) if pid not in before])
+            kill_all(descendants_of(os.getpid(), but=before))
             process.wait()
         if stop:
             stop.leave()
