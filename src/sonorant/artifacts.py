@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -69,6 +70,15 @@ def check_replaceable(path: Path, name: str, inputs: Collection[Path]) -> None:
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write what the artifact says of itself."""
     (folder / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def let_read(folder: Path) -> None:
+    """Give a folder's files the rights of new files: some libraries let nobody but the owner read theirs, and whoever
+    serves a model is another user."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def digest_folder(folder: Path) -> str:

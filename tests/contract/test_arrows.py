@@ -24,7 +24,7 @@ LIBRARY = {
 }
 ARROWS = {
     "artifacts": set(),
-    "store": {"artifacts", "data.progress", "data.shards"},
+    "store": {"artifacts"},
     "config": set(),
     "soft_dtw": set(),
     "data": {"config", "artifacts", "store"},
@@ -39,7 +39,7 @@ ARROWS = {
     "params": {"config"},
     "client": set(),
     "release": {"artifacts", "config", "params", "store", "client", "inference", "data"},
-    "cli": {"steps", "config", "params", "client", "store"},
+    "cli": {"steps", "config", "params", "client", "store", "data"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""

@@ -74,6 +74,26 @@ def test_the_signature_is_the_declaration() -> None:
     assert count.summary == "Write the numbers."
 
 
+@step
+def hide(config: CountConfig, *, secrets: Out) -> Metrics:
+    """Write a file as safetensors does: for its owner alone."""
+    (secrets / "folder").mkdir()
+    path = secrets / "folder" / "weights"
+    path.write_bytes(bytes(config.number))
+    path.chmod(0o600)
+    return {}
+
+
+def test_whoever_serves_an_artifact_may_read_it(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        hide({}, secrets=tmp_path / "s")
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / "s" / "folder" / "weights").stat().st_mode & 0o777) == "0o644"
+    assert oct((tmp_path / "s" / "folder").stat().st_mode & 0o777) == "0o755"
+
+
 def test_an_artifact_says_how_it_was_made(tmp_path: Path) -> None:
     assert count({"number": 4}, numbers=tmp_path / "n") == {"total": 4.0}
     assert names(tmp_path / "n") == ["0.txt", "1.txt", "2.txt", "3.txt", "artifact.json"]

@@ -31,6 +31,7 @@ from sonorant.artifacts import (
     check_replaceable,
     digest_folder,
     is_absent,
+    let_read,
     put_in_place,
     read_record,
     staging_place,
@@ -143,6 +144,7 @@ class Step:
             for name, path in staged.items():
                 about = {"artifact": name, "metrics": metrics, "digest": digest_folder(path)}
                 write_record(path, {**record, **about})
+                let_read(path)
             for name, path in staged.items():
                 put_in_place(path, outputs[name])
         finally:

@@ -79,7 +79,7 @@ def store_app() -> Typer:
     """`sonorant store …`, with its commands' faults on one line."""
     import typer
 
-    from sonorant.store.command import COMMANDS
+    from sonorant.cli.store import COMMANDS
 
     def told(name: str, function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
