@@ -11,8 +11,8 @@ import pytest
 import typer.main
 
 from sonorant.cli import make_app
-from sonorant.params import check_params, parse_round, read_params
-from sonorant.steps import STEPS
+from sonorant.params import check_params, parse_round, parse_section, read_params
+from sonorant.steps import SHARED, STEPS
 from tests.written import check_make, check_pipelines, check_store, shell_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +33,15 @@ def test_there_are_commands_to_hold_it_to() -> None:
 @pytest.mark.parametrize("line", STEP_LINES)
 def test_a_step_takes_these_flags(line: str) -> None:
     words = shlex.split(line.split("sonorant ", 1)[1], comments=True)
-    step = STEPS[words[0]]
+    step = (SHARED | STEPS)[words[0]]
     flags = list(zip(words[1::2], words[2::2], strict=True))
     paths = {flag.removeprefix("--") for flag, _ in flags if flag not in ("--config", "--set", "--round")}
     assert {*step.inputs, *step.outputs} - step.optional <= paths <= {*step.inputs, *step.outputs}
     configs = [ROOT / value for flag, value in flags if flag == "--config"]
     params = read_params(configs, [value for flag, value in flags if flag == "--set"])
+    if step.name in SHARED:
+        parse_section(step.section, step.config, params[step.section])
+        return
     check_params(params)
     parse_round(step.name, params, int(dict(flags).get("--round", "1")))
 
