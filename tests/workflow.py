@@ -7,6 +7,19 @@ from dataclasses import dataclass
 from sonorant.steps import STEPS
 
 ROUND = ("cluster", "pretrain")
+TINY = [
+    "prepare.sources=[{kind: synthetic, num_utterances: 36, num_speakers: 9, voice: tones,"
+    " dev_share: 0.25, test_share: 0.35}]",
+    "cluster.num_units=8",
+    "cluster.num_restarts=1",
+    "pretrain.num_updates=2",
+    "pretrain.encoder={stem_channels: 16, dim: 32, num_layers: 3, num_heads: 2, ffn_dim: 64}",
+    "pretrain.batching={batch_seconds: 4.0, crop_seconds: 2.0}",
+    "publish.num_units=8",
+    "publish.num_restarts=1",
+    "evaluate.num_examples=1",
+]
+"""What makes params.yaml a workflow of seconds."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sonorant.artifacts import digest_folder, read_record
 from sonorant.params import read_params
 from sonorant.store.connection import open_client, read_settings
 from tests.cluster.rgw import Rgw
-from tests.pipeline.test_local_run import TINY
+from tests.workflow import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent

@@ -22,6 +22,7 @@ from sonorant.release.service import find_incumbent, release, resolve
 from sonorant.store import Store
 from tests.serving.conftest import RunningServer
 from tests.tiny import write_model, write_tone_corpus
+from tests.workflow import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = {"SONORANT_SERVE_NUM_WORKERS": "1", "SONORANT_SERVE_WATCH_SECONDS": "0.2"}
@@ -116,27 +117,14 @@ def test_the_components_hand_everything_over(store: str, models: dict[str, Path]
     assert digest_folder(tmp_path / "found") == digest
 
 
-TRAINING = [
-    "prepare.sources=[{kind: synthetic, num_utterances: 36, num_speakers: 9, voice: tones,"
-    " dev_share: 0.25, test_share: 0.35}]",
-    "cluster.num_units=8",
-    "cluster.num_restarts=1",
-    "pretrain.num_updates=2",
-    "pretrain.encoder={stem_channels: 16, dim: 32, num_layers: 3, num_heads: 2, ffn_dim: 64}",
-    "pretrain.batching={batch_seconds: 4.0, crop_seconds: 2.0}",
-    "publish.num_restarts=1",
-    "evaluate.num_examples=1",
-    "gate.max_pnmi_loss=0",
-]
-
-
 @pytest.mark.slow
 def test_training_puts_into_service_what_is_not_worse(store: str, tmp_path: Path) -> None:
     """Units tell of phones what they can: two of them less than eight."""
     found = []
     for num_units, told in ((8, "nothing in service"), (8, "pass: pnmi"), (2, "fail: pnmi")):
+        changes = [f"publish.num_units={num_units}", "gate.max_pnmi_loss=0"]
         words = ["run", "--local", "--cache", "--root", str(tmp_path / "root"), "--store", store]
-        words += [w for override in [*TRAINING, f"publish.num_units={num_units}"] for w in ("--set", override)]
+        words += [w for override in [*TINY, *changes] for w in ("--set", override)]
         environment = {**os.environ, "SONORANT_RUNS": str(tmp_path / "runs")}
         command = [sys.executable, "-m", "pipelines", *words]
         answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -17,21 +17,9 @@ import yaml
 from sonorant.artifacts import digest_folder, read_record
 from sonorant.params import read_params
 from sonorant.steps import SHARED, STEPS
-from tests.workflow import workflow
+from tests.workflow import TINY, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "prepare.sources=[{kind: synthetic, num_utterances: 36, num_speakers: 9, voice: tones,"
-    " dev_share: 0.25, test_share: 0.35}]",
-    "cluster.num_units=8",
-    "cluster.num_restarts=1",
-    "pretrain.num_updates=2",
-    "pretrain.encoder={stem_channels: 16, dim: 32, num_layers: 3, num_heads: 2, ffn_dim: 64}",
-    "pretrain.batching={batch_seconds: 4.0, crop_seconds: 2.0}",
-    "publish.num_units=8",
-    "publish.num_restarts=1",
-    "evaluate.num_examples=1",
-]
 OPERATIONS = {"resolve", "judge", "conclude"}
 """What a run without a store always does anew."""
 
