@@ -63,8 +63,7 @@ def compile_pipeline(
     output: Annotated[Path, typer.Option(help="where the pipeline's IR goes")] = Path("build/train.yaml"),
 ) -> None:
     """Write the pipeline's IR YAML, with the parameters as defaults."""
-    params = checked_params(config, overrides)
-    compile_graph(*graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias), output)
+    compile_graph(*graph_asked(config, overrides, corpus, shares, store, alias), output)
 
 
 @app.command()
@@ -80,8 +79,7 @@ def run(
     cache: Cache = False,
 ) -> None:
     """Run the very same graph on this machine."""
-    params = checked_params(config, overrides)
-    graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
+    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias)
     run_here(graph, parameters, root, on_this_machine, cache)
 
 
@@ -104,8 +102,7 @@ def submit(
 ) -> None:
     """Start a run on a cluster and print its id."""
     check_image(IMAGE, unpinned)
-    params = checked_params(config, overrides)
-    graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
+    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias)
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
         access = {"host": host, "namespace": namespace, "token": token}
@@ -150,8 +147,7 @@ def schedule(
         change_schedule(verb, changes[verb], **access)
     if cron is not None:
         check_image(IMAGE, unpinned)
-        params = checked_params(config, overrides)
-        graph, parameters = graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
+        graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias)
         with tempfile.TemporaryDirectory() as folder:
             package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
             made = {"experiment": experiment, "name": name, "account": service_account}
@@ -225,11 +221,13 @@ def submit_canary(
         typer.echo(submit_run(package, parameters, experiment=experiment, name=name, account=service_account, **access))
 
 
-def checked_params(config: list[Path], overrides: list[str]) -> dict[str, Any]:
-    """The parameters as they are written, found valid for every step."""
+def graph_asked(
+    config: list[Path], overrides: list[str], corpus: str, shares: int, store: str, alias: str
+) -> tuple[Any, dict[str, Any]]:
+    """The training graph and its parameters, these found valid for every step."""
     params = read_params(config, overrides)
     check_params(params)
-    return params
+    return graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
 
 
 def canary_parameters(

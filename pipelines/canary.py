@@ -7,6 +7,8 @@ from pipelines.placing import RUNS_CLAIM, RUNS_PATH, operate, with_client_key, w
 
 NAME = "sonorant-serve-canary"
 PRODUCTION = "model@production"
+NO_LIMITS: dict[str, object] = {}
+"""What a CanaryConfig then says."""
 CANARY_URL, PRODUCTION_URL = (f"http://{name}.sonorant:8000" for name in ("sonorant-canary", "sonorant-serving"))
 """The Services of k8s/, from any namespace of the cluster."""
 
@@ -18,7 +20,7 @@ def serve_canary(
     speech: str,
     canary: str = CANARY_URL,
     production: str = PRODUCTION_URL,
-    limits: dict = {},  # noqa: B006 (kfp reads the default once)
+    limits: dict = NO_LIMITS,
 ):
     """Stage, await, check, promote; whatever fails, production keeps or gets back what it had, and the canary too.
 

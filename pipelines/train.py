@@ -12,6 +12,9 @@ from sonorant.params import TWICE, parse_launch, parse_rounds, second_values
 
 NAME = "sonorant-train"
 PRODUCTION = "model@production"
+NOTHING: dict[str, Any] = {}
+NO_SHARES: list[Any] = []
+"""What parameters are that a graph does not use."""
 
 
 def prepared(config: Any, shares: Any) -> Any:
@@ -97,14 +100,14 @@ def graph_of(launches: list[LaunchConfig], *, is_imported: bool) -> Any:
         pretrain: dict,
         publish: dict,
         evaluate: dict,
-        prepare: dict = {},  # noqa: B006
-        shares: list = [],  # noqa: B006
+        prepare: dict = NOTHING,
+        shares: list = NO_SHARES,
         corpus: str = "",
-        second_cluster: dict = {},  # noqa: B006
-        second_pretrain: dict = {},  # noqa: B006
+        second_cluster: dict = NOTHING,
+        second_pretrain: dict = NOTHING,
         store: str = "",
         alias: str = "production",
-        gate: dict = {},  # noqa: B006
+        gate: dict = NOTHING,
     ):
         """Each step takes its section of params.yaml; the second round trains on units of a layer of the first's
         encoder (HuBERT's iterations). Where a store is named, a model that passes the gate goes into service."""
