@@ -102,7 +102,7 @@ def _module(backend: Backend, like: Tensor) -> ModuleType:
     if backend == "auto":
         device = like.device.type
         backend = "plain"
-        if device == "cpu" and importlib.util.find_spec("numba_"):
+        if device == "cpu" and importlib.util.find_spec("numba"):
             backend = "cpu"
         elif device == "cuda" and importlib.util.find_spec("triton"):
             backend = "gpu"
