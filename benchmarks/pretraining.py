@@ -96,7 +96,7 @@ class Ours:
     def __init__(self, size: str, batch: Batch) -> None:
         torch.manual_seed(0)
         self.config, self.batch = recipe(size), batch
-        self.engine: Engine = build_engine(self.config, 0)
+        self.engine: Engine = build_engine(self.config, Encoder(self.config.encoder), 0)
         self.encoder: Encoder = self.engine.encoder
         self.frames = Ragged.of_samples(batch.num_samples)
         self.direction_FD = torch.randn(self.frames.total, self.config.encoder.dim)

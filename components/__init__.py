@@ -1,10 +1,12 @@
 """The steps as Kubeflow components, one file a step."""
 
+from components.align import align
 from components.cluster import cluster
 from components.convert import convert
 from components.evaluate import evaluate
+from components.ground import ground
 from components.prepare import prepare
 from components.pretrain import pretrain
 from components.publish import publish
 
-__all__ = ["cluster", "convert", "evaluate", "prepare", "pretrain", "publish"]
+__all__ = ["align", "cluster", "convert", "evaluate", "ground", "prepare", "pretrain", "publish"]

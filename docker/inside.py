@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 COMPILERS = ("gcc", "cc", "c++", "g++", "clang", "ld", "as", "make", "nvcc")
-FOR_TRAINING = ("kfp", "kubeflow", "kubernetes", "dvc", "lhotse", "faiss", "numba", "scipy", "matplotlib", "triton")
+FOR_TRAINING = ("kfp", "kubeflow", "kubernetes", "dvc", "lhotse", "numba", "scipy", "matplotlib", "triton")
 TINY = """
 prepare: {sources: [{kind: synthetic, num_utterances: 36, num_speakers: 9, dev_share: 0.25, test_share: 0.35}]}
 cluster: {num_units: 8, num_restarts: 1}

@@ -1,5 +1,6 @@
 """The training workflow: speech in, a measured model out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -7,8 +8,8 @@ from kfp import dsl, kubernetes
 import components
 from components import operations
 from pipelines.placing import GPU, operate, place, with_store, with_webhook
-from sonorant.config import LaunchConfig
-from sonorant.params import TWICE, parse_launch, parse_rounds, second_values
+from sonorant.config import LaunchConfig, Takes
+from sonorant.params import OPTIONAL, TWICE, parse_launch, parse_rounds, parse_takes, second_values
 
 NAME = "sonorant-train"
 PRODUCTION = "model@production"
@@ -39,9 +40,9 @@ def clustered(config: Any, **inputs: Any) -> Any:
     return task.outputs["units"]
 
 
-def pretrained(config: Any, launch: LaunchConfig, **inputs: Any) -> Any:
-    """The encoder."""
-    task = components.pretrain(config=config, **inputs)
+def trained(component: Any, config: Any, launch: LaunchConfig, **inputs: Any) -> Any:
+    """What a step that trains has made."""
+    task = component(config=config, **inputs)
     # Where a TrainJob's pods do the work, this one copies and waits.
     cpu, memory = ("2", "8Gi") if launch.launcher == "trainjob" else ("12", "64Gi")
     place(task, cpu=cpu, memory=memory, hours=240, retries=5)
@@ -51,7 +52,7 @@ def pretrained(config: Any, launch: LaunchConfig, **inputs: Any) -> Any:
         kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
     # Loader processes hand batches over in shared memory; a pod has 64 MB of it otherwise.
     kubernetes.empty_dir_mount(task, "shm", mount_path="/dev/shm", medium="Memory", size_limit="16Gi")
-    return task.outputs["encoder"]
+    return task.outputs
 
 
 def published(config: Any, **inputs: Any) -> Any:
@@ -91,8 +92,9 @@ def released(store: Any, alias: Any, gate: Any, *, model: Any, report: Any) -> N
         with_store(task)
 
 
-def graph_of(launches: list[LaunchConfig], *, is_imported: bool) -> Any:
-    """The pipeline of as many rounds as there are launches, whose corpus is prepared or imported."""
+def graph_of(launches: Mapping[str, LaunchConfig], takes: Takes, *, is_imported: bool) -> Any:
+    """The pipeline of the steps that have a launch, by the parameters with their sections; the corpus is prepared or
+    imported."""
 
     @dsl.pipeline(name=NAME, description="Speech in, a measured model out.")
     def train(
@@ -100,6 +102,8 @@ def graph_of(launches: list[LaunchConfig], *, is_imported: bool) -> Any:
         pretrain: dict,
         publish: dict,
         evaluate: dict,
+        ground: dict = NOTHING,
+        align: dict = NOTHING,
         prepare: dict = NOTHING,
         shares: list = NO_SHARES,
         corpus: str = "",
@@ -117,11 +121,20 @@ def graph_of(launches: list[LaunchConfig], *, is_imported: bool) -> Any:
         with dsl.ExitHandler(ending, name="train"):
             speech = imported(corpus) if is_imported else prepared(prepare, shares)
             units = clustered(cluster, corpus=speech)
-            encoder = pretrained(pretrain, launches[0], corpus=speech, units=units)
-            if len(launches) == 2:
-                units = clustered(second_cluster, corpus=speech, encoder=encoder)
-                encoder = pretrained(second_pretrain, launches[1], corpus=speech, units=units)
-            model = published(publish, corpus=speech, encoder=encoder)
+            made = trained(components.pretrain, pretrain, launches["pretrain"], corpus=speech, units=units)
+            if "second_pretrain" in launches:
+                units = clustered(second_cluster, corpus=speech, encoder=made["encoder"])
+                launch = launches["second_pretrain"]
+                made = trained(components.pretrain, second_pretrain, launch, corpus=speech, units=units)
+            encoders = {"encoder": made["encoder"]}
+            given = {"corpus": speech, "units": units}
+            if "ground" in launches:
+                made = trained(components.ground, ground, launches["ground"], encoder=encoders["encoder"], **given)
+                encoders["grounded"] = made["grounded"]
+            if "align" in launches:
+                made = trained(components.align, align, launches["align"], encoder=encoders[takes.align], **given)
+                encoders["aligned"] = made["aligned"]
+            model = published(publish, corpus=speech, encoder=encoders[takes.publish])
             report = evaluated(evaluate, corpus=speech, model=model, previous=in_service(store))
             released(store, alias, gate, model=model, report=report)
 
@@ -136,7 +149,9 @@ def graph_for(
     `corpus` is the address of one to import instead of preparing it; else so many pods prepare a share each. `store`
     is where a model that passes the gate goes, `alias` the name under which services find it.
     """
-    sections = {name: values for name, values in params.items() if name not in ("rounds", "second")}
+    takes = parse_takes(params)
+    idle = {"rounds", "second", "takes", *OPTIONAL} - set(takes.steps)
+    sections = {name: values for name, values in params.items() if name not in idle}
     sections.setdefault("gate", {})
     num_rounds = parse_rounds(params).rounds
     if num_rounds == 2:
@@ -149,6 +164,6 @@ def graph_for(
         sections["shares"] = [{**sections["prepare"], "part": part} for part in parts]
     sections |= {"store": store, "alias": alias}
     # What Kubernetes must know before there is a pod: the steps themselves read it from their sections.
-    pretraining = [sections[name] for name in ("pretrain", "second_pretrain") if name in sections]
-    launches = [parse_launch(values) for values in pretraining]
-    return graph_of(launches, is_imported=bool(corpus)), sections
+    training = [name for name in ("pretrain", "second_pretrain", *OPTIONAL) if name in sections]
+    launches = {name: parse_launch(name.replace("_", "."), sections[name]) for name in training}
+    return graph_of(launches, takes, is_imported=bool(corpus)), sections

@@ -1,4 +1,4 @@
-"""The step `pretrain` as processes: started, watched, interrupted."""
+"""The steps that train as processes: started, watched, interrupted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from sonorant.steps import pretrain
+from sonorant.steps.step import Step
 from sonorant.training.journal import read_journal
 
 
@@ -20,12 +22,14 @@ def journal_of(encoder: Path) -> list[dict[str, float]]:
     return read_journal(encoder / "journal.jsonl")
 
 
-def command(folder: Path, values: dict[str, Any], tone_corpus: dict[str, Path], ranks: int = 1) -> list[str]:
-    """The step as a command line that writes folder/encoder."""
-    (folder / "params.yaml").write_text(yaml.safe_dump({"pretrain": values}))
+def command(
+    folder: Path, values: dict[str, Any], inputs: dict[str, Path], ranks: int = 1, step: Step = pretrain
+) -> list[str]:
+    """The step as a command line that writes folder/encoder, or whatever its output is called."""
+    (folder / "params.yaml").write_text(yaml.safe_dump({step.name: values}))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    start = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "sonorant", "pretrain"]
-    paths = [*tone_corpus.items(), ("encoder", folder / "encoder")]
+    start = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "sonorant", step.name]
+    paths = [*inputs.items(), *((name, folder / name) for name in step.outputs)]
     return [*start, "--config", str(folder / "params.yaml"), *(w for n, p in paths for w in (f"--{n}", str(p)))]
 
 

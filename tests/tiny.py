@@ -11,10 +11,11 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from sonorant.artifacts import digest_folder, write_record
-from sonorant.config import EncoderConfig, PretrainConfig, UtteranceConfig
+from sonorant.config import EncoderConfig, PretrainConfig, Split, UtteranceConfig
 from sonorant.data.batching import Batch, split_in_halves
 from sonorant.data.corpus import Row, Taken, write_corpus
 from sonorant.data.frames import HOP_SAMPLES, SAMPLE_RATE, frame_centres, num_frames, pack_waves
@@ -84,7 +85,7 @@ def make_engine(
         encoder=encoder_config(**changes).model_dump(mode="json"),
         **{"units": {"unmasked_weight": unmasked_weight}, **(sections or {})},
     )
-    engine = build_engine(config, num_units).eval()
+    engine = build_engine(config, Encoder(config.encoder), num_units).eval()
     shaken(engine.encoder, seed)
     for part in (*engine.tasks.values(), engine.teacher, engine.quantizer):
         if part is not None:
@@ -177,6 +178,31 @@ def write_tone_corpus(
         split = "train" if index < num_utterances - 2 else "dev"
         row = Row(id=f"u{index:02d}", source="tones", speaker=f"s{index}", path=path, split=split)
         taken.append(Taken(row, split, f"{index}", len(wave), path, None))
+        labels.append((row.id, len(wave), units_T))
+    write_corpus(corpus, taken, [], {"tones": {"kind": "synthetic"}})
+    write_units(units, labels, len(TONES))
+    for path in (corpus, units):
+        write_record(path, {"step": "test", "artifact": path.name, "digest": digest_folder(path)})
+    return corpus, units
+
+
+def write_pairs_corpus(folder: Path, num_utterances: int = 24, seed: int = 0) -> tuple[Path, Path]:
+    """The artifacts corpus and units below `folder`: sequences of tones, and of each that begins with the same tone one
+    of two images of one colour."""
+    rng = np.random.default_rng(seed)
+    raw, corpus, units = (folder / name for name in ("raw", "corpus", "units"))
+    for path in (raw, corpus, units):
+        path.mkdir(parents=True)
+    taken, labels = [], []
+    for index in range(num_utterances):
+        wave, units_T = tones(rng, int(rng.uniform(0.8, 1.6) * SAMPLE_RATE))
+        first = int(units_T[0])
+        path, image = raw / f"{index:02d}.flac", raw / f"{first}-{index % 2}.png"
+        soundfile.write(path, wave, SAMPLE_RATE)
+        Image.new("RGB", (24, 24), (60 * first, 255 - 60 * first, 100 * (index % 2))).save(image)
+        split: Split = "train" if index < num_utterances - 6 else "dev" if index % 2 else "test"
+        row = Row(id=f"u{index:02d}", source="tones", speaker=f"s{index}", path=path, split=split, text=f"tone {first}")
+        taken.append(Taken(row, split, f"{index}", len(wave), path, image))
         labels.append((row.id, len(wave), units_T))
     write_corpus(corpus, taken, [], {"tones": {"kind": "synthetic"}})
     write_units(units, labels, len(TONES))

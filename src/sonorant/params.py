@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sonorant.config import SECTIONS, ClusterConfig, LaunchConfig, PretrainConfig, Rounds, Second, Section
+from sonorant.config import SECTIONS, ClusterConfig, LaunchConfig, PretrainConfig, Rounds, Second, Section, Takes
 from sonorant.config.release import GateConfig
 
 Parsed = TypeVar("Parsed")
 TWICE = tuple(Second.model_fields)
 """The steps that a second round runs again."""
-KEYS = {*SECTIONS, *Rounds.model_fields, "gate"}
+OPTIONAL = ("ground", "align")
+"""The steps that run where `takes` asks for them."""
+KEYS = {*SECTIONS, *Rounds.model_fields, "takes", "gate"}
 """What a parameter file may hold."""
 
 
@@ -29,12 +31,14 @@ def read_params(paths: Sequence[Path], overrides: Sequence[str] = ()) -> dict[st
 def check_params(params: Mapping[str, Any]) -> None:
     """Refuse, with a ValueError on one line that names every fault, what is not exactly the sections of all steps.
 
-    Beside them may stand `rounds`, `second` and `gate`.
+    Beside them may stand `rounds`, `second`, `takes` and `gate`, and the sections of steps that do not run.
     """
-    if not set(SECTIONS) <= set(params) <= KEYS:
+    takes = parse_takes(params)
+    wanted = {name for name in SECTIONS if name not in OPTIONAL or name in takes.steps}
+    if not wanted <= set(params) <= KEYS:
         raise ValueError(
-            f"params: found the sections {sorted(map(str, params))}, wanted {sorted(SECTIONS)} "
-            f"and perhaps {sorted(KEYS - set(SECTIONS))}: add, remove or respell"
+            f"params: found the sections {sorted(map(str, params))}, wanted {sorted(wanted)} "
+            f"and perhaps {sorted(KEYS - wanted)}: add, remove or respell"
         )
     faults: list[str] = []
 
@@ -47,7 +51,8 @@ def check_params(params: Mapping[str, Any]) -> None:
 
     parsed(parse_section, "gate", GateConfig, params.get("gate", {}))
     rounds = parsed(parse_rounds, params)
-    sections = {name: parsed(parse_section, name, section, params[name]) for name, section in SECTIONS.items()}
+    given = {name: section for name, section in SECTIONS.items() if name in params}
+    sections = {name: parsed(parse_section, name, section, params[name]) for name, section in given.items()}
     # A fault in the first round's section is not named again.
     again = [name for name in TWICE if sections[name]] if rounds and rounds.rounds > 1 else []
     second = {name: parsed(parse_round, name, params, 2) for name in again}
@@ -69,6 +74,13 @@ def parse_rounds(params: Mapping[str, Any]) -> Rounds:
     return rounds
 
 
+def parse_takes(params: Mapping[str, Any]) -> Takes:
+    """Whose encoder is aligned and whose is published; ValueError on one line with every fault in that."""
+    takes = parse_section("takes", Takes, params.get("takes", {}))
+    assert isinstance(takes, Takes)
+    return takes
+
+
 def parse_round(name: str, params: Mapping[str, Any], round: int) -> Section:
     """The section of a step as a round takes it; ValueError on one line with every fault in it."""
     parse_rounds(params)
@@ -88,9 +100,9 @@ def second_values(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return merged([params[name] or {}, getattr(parse_rounds(params).second, name)])
 
 
-def parse_launch(values: Mapping[str, Any]) -> LaunchConfig:
-    """Who does the work of pretraining, from the section as it is written."""
-    launch = parse_section("pretrain.launch", LaunchConfig, values.get("launch", {}))
+def parse_launch(name: str, values: Mapping[str, Any]) -> LaunchConfig:
+    """Who does the work of a step that trains, from its section as it is written."""
+    launch = parse_section(f"{name}.launch", LaunchConfig, values.get("launch", {}))
     assert isinstance(launch, LaunchConfig)
     return launch
 

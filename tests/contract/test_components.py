@@ -14,16 +14,16 @@ import pytest
 import components
 from components.image import IMAGE
 from pipelines.train import graph_for
-from sonorant.config import SECTIONS
+from sonorant.config import SECTIONS, Takes
 from sonorant.params import parse_round, parse_section, read_params
 from sonorant.steps import SHARED, STEPS
 from tests.compiled import Compiled, Task, check_pinned, compiled
-from tests.workflow import workflow
+from tests.workflow import ALL, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = read_params([ROOT / "params.yaml"])
 GOLDEN = Path(__file__).with_name("train.golden.yaml")
-ALL = SHARED | STEPS
+DECLARED = SHARED | STEPS
 CORPUS = "s3://speech/corpora/one"
 
 
@@ -54,13 +54,13 @@ def tasks(train: Compiled) -> dict[str, Task]:
 
 
 def test_every_step_has_a_component_and_a_task(tasks: dict[str, Task]) -> None:
-    assert set(components.__all__) == set(ALL)
+    assert set(components.__all__) == set(DECLARED)
     assert set(STEP_OF) <= set(tasks)
 
 
 @pytest.mark.parametrize("name", STEP_OF)
 def test_a_component_has_the_inputs_and_outputs_of_its_step(tasks: dict[str, Task], name: str) -> None:
-    step, component = ALL[STEP_OF[name]], tasks[name].component
+    step, component = DECLARED[STEP_OF[name]], tasks[name].component
     inputs = component["inputDefinitions"]
     assert inputs["parameters"] == {"config": {"parameterType": "STRUCT"}}
     found = inputs.get("artifacts", {})
@@ -77,7 +77,7 @@ def test_a_component_has_the_inputs_and_outputs_of_its_step(tasks: dict[str, Tas
     assert "parameters" not in component["outputDefinitions"]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", DECLARED)
 def test_a_component_hands_everything_to_its_step_and_holds_no_thought(name: str) -> None:
     """Its body is a docstring, two imports and `run(step, config, metrics, artifact=artifact, …)`."""
     tree = ast.parse((ROOT / "components" / f"{name}.py").read_text())
@@ -85,11 +85,11 @@ def test_a_component_hands_everything_to_its_step_and_holds_no_thought(name: str
     summary, step_import, run_import, call = function.body
     assert ast.unparse(step_import) == f"from sonorant.steps import {name}"
     assert ast.unparse(run_import) == "from sonorant.steps.component import run"
-    artifacts = [n for n, role in ALL[name].artifacts.items() if role != "scratch"]
-    artifacts += ["page"] if "report" in ALL[name].outputs else []
+    artifacts = [n for n, role in DECLARED[name].artifacts.items() if role != "scratch"]
+    artifacts += ["page"] if "report" in DECLARED[name].outputs else []
     arguments = ", ".join([name, "config", "metrics", *(f"{a}={a}" for a in artifacts)])
     assert ast.unparse(call) == f"run({arguments})"
-    assert " ".join(ast.literal_eval(summary.value).split()) == ALL[name].summary
+    assert " ".join(ast.literal_eval(summary.value).split()) == DECLARED[name].summary
 
 
 def test_an_artifact_has_one_type_everywhere(tasks: dict[str, Task]) -> None:
@@ -107,14 +107,18 @@ def test_an_artifact_has_one_type_everywhere(tasks: dict[str, Task]) -> None:
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
-def test_edges_lead_from_the_last_writer_to_the_reader(tmp_path: Path, num_rounds: int) -> None:
-    tasks = compiled(*graph_for({**PARAMS, "rounds": num_rounds}), tmp_path / "train.yaml").tasks()
-    wanted = {task_name(task.step, task.round): task for task in workflow(num_rounds)}
+@pytest.mark.parametrize(
+    "takes", [ALL, Takes(), Takes(publish="grounded"), Takes(publish="aligned")], ids=lambda t: "-".join(t.steps)
+)
+def test_edges_lead_from_the_last_writer_to_the_reader(tmp_path: Path, num_rounds: int, takes: Takes) -> None:
+    params = {**PARAMS, "rounds": num_rounds, "takes": takes.model_dump()}
+    tasks = compiled(*graph_for(params), tmp_path / "train.yaml").tasks()
+    wanted = {task_name(task.step, task.round): task for task in workflow(num_rounds, takes)}
     assert {name for name in tasks if name in STEP_OF} == {*SHARED, *wanted}
     for name, task in wanted.items():
         assert tasks[name].parameters == {"config": parameter_name(task.step, task.round)}
-        edges = {artifact: [(task_name(*writer), artifact)] for artifact, writer in task.reads.items()}
-        optional = ALL[task.step].optional - set(edges)
+        edges = {given: [(task_name(made.step, made.round), made.artifact)] for given, made in task.reads.items()}
+        optional = DECLARED[task.step].optional - set(edges)
         assert {a: w for a, w in tasks[name].artifacts.items() if a not in optional} == edges
     assert tasks["convert"].parameters == {"config": "shares[]"}
     assert tasks["convert"].artifacts == {}
@@ -178,7 +182,7 @@ def changed(values: Any, path: tuple[Any, ...], value: Any) -> Any:
     return values
 
 
-LEAVES = [path for path in leaves(PARAMS) if path != ("rounds",)]
+LEAVES = [path for path in leaves(PARAMS) if path[0] not in ("rounds", "takes")]
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: ".".join(map(str, path)))
@@ -268,14 +272,17 @@ def test_pretraining_has_the_gpus_that_its_launcher_needs(
     assert counts == [wanted, "3"]
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_pretraining_has_a_gpu_and_shared_memory(train: Compiled, tasks: dict[str, Task], number: int) -> None:
+TRAINING = ("pretrain", "pretrain-2", "ground", "align")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_has_a_gpu_and_shared_memory(train: Compiled, tasks: dict[str, Task], name: str) -> None:
     accelerators = {name: train.executor(tasks[name])["resources"].get("accelerator") for name in STEP_OF}
-    gpu = accelerators[task_name("pretrain", number)]
+    gpu = accelerators[name]
     assert gpu
     assert (gpu["resourceType"], gpu["resourceCount"]) == ("nvidia.com/gpu", "1")
-    assert {name for name, found in accelerators.items() if found} == {"pretrain", "pretrain-2"}
-    pod = train.pod(tasks[task_name("pretrain", number)])
+    assert {name for name, found in accelerators.items() if found} == set(TRAINING)
+    pod = train.pod(tasks[name])
     (shared,) = pod["emptyDirMounts"]
     assert (shared["mountPath"], shared["medium"]) == ("/dev/shm", "Memory")
     assert pod["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]

@@ -22,7 +22,7 @@ def params() -> dict[str, Any]:
 
 def test_params_has_exactly_the_sections_in_their_order(params: dict[str, Any]) -> None:
     assert [name for name in params if name in SECTIONS] == list(SECTIONS)
-    assert {name for name in params if name not in SECTIONS} == {"rounds", "second", "gate"}
+    assert {name for name in params if name not in SECTIONS} == {"rounds", "takes", "second", "gate"}
 
 
 @pytest.mark.parametrize("name", SECTIONS)

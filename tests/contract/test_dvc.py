@@ -1,4 +1,4 @@
-"""dvc.yaml and second/dvc.yaml are what the signatures of the steps say, no more and no less."""
+"""dvc.yaml and optional/dvc.yaml are what the signatures of the steps say, no more and no less."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from typing import Any
 import pytest
 import yaml
 
+from sonorant.config import Takes
 from sonorant.steps import STEPS
-from tests.workflow import ROUND, Task, workflow
+from tests.workflow import ALL, ROUND, Made, Task, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-SECOND: dict[str, Any] = yaml.safe_load((ROOT / "second" / "dvc.yaml").read_text())
+OPTIONAL: dict[str, Any] = yaml.safe_load((ROOT / "optional" / "dvc.yaml").read_text())
 TASKS = workflow(2)
+AFTER = ("ground", "align")
 
 
-def with_rounds(value: Any, num_rounds: int) -> Any:
-    """A stage with `${rounds}` filled in, as DVC does from params.yaml."""
-    return yaml.safe_load(yaml.safe_dump(value).replace("${rounds}", str(num_rounds)))
+def is_optional(task: Task) -> bool:
+    return task.round == 2 or task.step in AFTER
 
 
-def stage_of(step: str, number: int, num_rounds: int) -> dict[str, Any]:
-    stages = DVC["stages"] if number == 1 else SECOND["stages"]
-    found: dict[str, Any] = with_rounds(stages[step], num_rounds)
+def stage_of(task: Task, num_rounds: int, takes: Takes) -> dict[str, Any]:
+    """A stage with what DVC fills in from params.yaml."""
+    text = yaml.safe_dump((OPTIONAL if is_optional(task) else DVC)["stages"][task.step])
+    values = {"rounds": num_rounds, **{f"takes.{name}": value for name, value in takes.model_dump().items()}}
+    for name, value in values.items():
+        text = text.replace(f"${{{name}}}", str(value))
+    assert "$" not in text
+    found: dict[str, Any] = yaml.safe_load(text)
     return found
 
 
-def path_of(artifact: str, writer: tuple[str, int]) -> str:
+def path_of(made: Made, num_rounds: int) -> str:
     """An artifact has one name everywhere: parameter, flag and folder."""
-    step, number = writer
-    return f"artifacts/round-{number}/{artifact}" if step in ROUND else f"artifacts/{artifact}"
+    if made.step in (*ROUND, *AFTER):
+        return f"artifacts/round-{made.round if made.step in ROUND else num_rounds}/{made.artifact}"
+    return f"artifacts/{made.artifact}"
 
 
 def artifacts(stage: dict[str, Any], kind: str) -> list[str]:
@@ -48,22 +55,25 @@ def artifacts(stage: dict[str, Any], kind: str) -> list[str]:
 
 
 def test_a_stage_is_a_step() -> None:
-    assert list(DVC["stages"]) == list(STEPS)
-    assert list(SECOND["stages"]) == [task.step for task in TASKS if task.round == 2]
-    assert set(SECOND) == {"stages"}
+    assert list(DVC["stages"]) == [step for step in STEPS if step not in AFTER]
+    assert list(OPTIONAL["stages"]) == [task.step for task in TASKS if is_optional(task)]
+    assert set(OPTIONAL) == {"vars", "stages"}
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
-def test_a_stage_equals_its_step_and_reads_what_was_written_last(num_rounds: int) -> None:
-    for task in workflow(num_rounds):
-        check_stage(task, stage_of(task.step, task.round, num_rounds))
+@pytest.mark.parametrize(
+    "takes", [ALL, Takes(), Takes(publish="grounded"), Takes(publish="aligned")], ids=lambda t: "-".join(t.steps)
+)
+def test_a_stage_equals_its_step_and_reads_what_was_written_last(num_rounds: int, takes: Takes) -> None:
+    for task in workflow(num_rounds, takes):
+        check_stage(task, stage_of(task, num_rounds, takes), num_rounds)
 
 
-def check_stage(task: Task, stage: dict[str, Any]) -> None:
+def check_stage(task: Task, stage: dict[str, Any], num_rounds: int) -> None:
     step = STEPS[task.step]
     assert set(stage) <= {"cmd", "desc", "params", "deps", "outs", "wdir"}
     # Paths in both files are relative to the checkout.
-    assert stage.get("wdir", ".") == ("." if task.round == 1 else "..")
+    assert stage.get("wdir", ".") == (".." if is_optional(task) else ".")
 
     program, command, *words = shlex.split(stage["cmd"])
     flags = dict(zip(words[::2], words[1::2], strict=True))
@@ -72,8 +82,8 @@ def check_stage(task: Task, stage: dict[str, Any]) -> None:
     assert flags.pop("--config") == "params.yaml"
     assert flags.pop("--round", "1") == str(task.round)
 
-    reads = {artifact: path_of(artifact, writer) for artifact, writer in task.reads.items()}
-    writes = {artifact: path_of(artifact, (task.step, task.round)) for artifact in step.outputs}
+    reads = {given: path_of(made, num_rounds) for given, made in task.reads.items()}
+    writes = {name: path_of(Made(task.step, task.round, name), num_rounds) for name in step.outputs}
     assert {flag.removeprefix("--"): path for flag, path in flags.items()} == {**reads, **writes}
     assert sorted(artifacts(stage, "deps")) == sorted(reads.values())
     assert sorted(artifacts(stage, "outs")) == sorted(writes.values())
@@ -81,7 +91,7 @@ def check_stage(task: Task, stage: dict[str, Any]) -> None:
 
 
 def outs() -> list[str]:
-    stages = [*DVC["stages"].values(), *SECOND["stages"].values()]
+    stages = [*DVC["stages"].values(), *OPTIONAL["stages"].values()]
     return [path for stage in stages for path in artifacts(stage, "outs")]
 
 

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {"serve": ["serve", "store"], "train": ["train", "synthesis", "pipelines"]}
-NOT_SERVED = {"kfp", "kubeflow", "kubernetes", "dvc", "lhotse", "faiss-cpu", "numba", "scipy", "matplotlib", "triton"}
+NOT_SERVED = {"kfp", "kubeflow", "kubernetes", "dvc", "lhotse", "numba", "scipy", "matplotlib", "triton"}
 
 
 def pins(path: Path) -> dict[str, str]:

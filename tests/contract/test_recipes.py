@@ -135,7 +135,7 @@ def test_dinosr_is_the_published_setting() -> None:
     # pretraining.md §1.2 and §1.4's alarm.
     config = parsed("dinosr")
     assert (config.codebooks.num_codes, config.codebooks.decay, config.codebooks.freeze_at) == (256, 0.9, None)
-    assert config.target_layers == (5, 6, 7, 8, 9, 10, 11, 12)
+    assert config.teacher.targets(config.encoder.num_layers) == (5, 6, 7, 8, 9, 10, 11, 12)
     assert (config.stem.freeze, config.guard.min_perplexity) == ("none", 100)
 
 

@@ -30,6 +30,25 @@ PARAMS = {
         "num_updates": 60,
         "checkpoint_every": 10,
     },
+    "ground": {
+        "num_updates": 40,
+        "phases": [
+            {"share": 0.5, "weights": {"units": 1.0, "grounding": 1.0}},
+            {"share": 0.5, "weights": {"grounding": 1.0}, "reset_optimizer": True},
+        ],
+        "grounding": {"queue_size": 16},
+        "batching": {"batch_seconds": 16.0, "crop_seconds": 4.0},
+        "log_every": 7,
+        "checkpoint_every": 8,
+    },
+    "align": {
+        "num_updates": 30,
+        "phases": [{"weights": {"alignment": 1.0}}],
+        "num_trained_layers": 1,
+        "batching": {"batch_seconds": 8.0, "crop_seconds": 4.0},
+        "log_every": 7,
+        "checkpoint_every": 8,
+    },
     "publish": {"num_units": 20},
     "evaluate": {},
 }
@@ -37,7 +56,8 @@ PARAMS = {
 
 def start(step: str, folder: Path) -> subprocess.Popen[bytes]:
     names = [*STEPS[step].inputs, *STEPS[step].outputs]
-    paths = [word for name in names if name not in STEPS[step].optional for word in (f"--{name}", str(folder / name))]
+    given = [name for name in names if name not in STEPS[step].optional or (folder / name).exists()]
+    paths = [word for name in given for word in (f"--{name}", str(folder / name))]
     command = [sys.executable, "-m", "sonorant", step, "--config", str(folder / "params.yaml"), *paths]
     environment = {**os.environ, "SONORANT_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     log = (folder / "log").open("ab")

@@ -40,6 +40,7 @@ PARAMS: dict[str, Any] = {
         ]
     },
     "rounds": 1,
+    "takes": {"align": "encoder", "publish": "encoder"},
     "cluster": {"num_units": 6, "num_restarts": 1, "context_frames": 1, "num_workers": 1},
     "pretrain": pretrain_values(num_updates=2),
     "second": {"cluster": {"layer": 1, "num_units": 5, "context_frames": 0}, "pretrain": {"num_updates": 3}},
@@ -176,7 +177,7 @@ def test_steps_that_run_once_know_no_rounds(tones: Path) -> None:
 @pytest.mark.slow
 def test_dvc_runs_as_many_rounds_as_asked_for_and_keeps_both(tmp_path: Path) -> None:
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    shutil.copytree(ROOT / "second", tmp_path / "second", ignore=shutil.ignore_patterns("dvc.lock"))
+    shutil.copytree(ROOT / "optional", tmp_path / "optional", ignore=shutil.ignore_patterns("dvc.lock"))
     params = tmp_path / "params.yaml"
     run = runner(tmp_path)
 
@@ -194,7 +195,7 @@ def test_dvc_runs_as_many_rounds_as_asked_for_and_keeps_both(tmp_path: Path) -> 
     assert set(one) == {"round-1/units", "round-1/encoder", "model", "report"}
     assert published(tmp_path) == (1, one["round-1/encoder"])
 
-    assert repro(2) == ["second/dvc.yaml:cluster", "second/dvc.yaml:pretrain", "publish", "evaluate"]
+    assert repro(2) == ["optional/dvc.yaml:cluster", "optional/dvc.yaml:pretrain", "publish", "evaluate"]
     two = digests(tmp_path)
     assert set(two) == set(ARTIFACTS)
     assert {name for name in one if one[name] != two[name]} == {"model", "report"}
@@ -213,9 +214,9 @@ def test_dvc_runs_as_many_rounds_as_asked_for_and_keeps_both(tmp_path: Path) -> 
 
     graph = run("dvc", "dag", "--dot").stdout
     for edge in (
-        '"pretrain" -> "second/dvc.yaml:cluster"',
-        '"second/dvc.yaml:cluster" -> "second/dvc.yaml:pretrain"',
-        '"second/dvc.yaml:pretrain" -> "publish"',
+        '"pretrain" -> "optional/dvc.yaml:cluster"',
+        '"optional/dvc.yaml:cluster" -> "optional/dvc.yaml:pretrain"',
+        '"optional/dvc.yaml:pretrain" -> "publish"',
     ):
         assert edge in graph
     assert '"pretrain" -> "publish"' not in graph

@@ -15,7 +15,7 @@ from sonorant.training.distributed import Ranks
 from sonorant.training.engine import Engine
 from sonorant.training.optim import build_optimizer
 from sonorant.training.update import count, run_update
-from tests.tiny import ALL_TASKS, make_batch, make_engine, pretrain_config
+from tests.tiny import ALL_TASKS, GROUP_NORM, LAYOUTS, make_batch, make_encoder, make_engine, noise, pretrain_config
 
 FRONT = ("encoder.stem.", "encoder.stem_norm.", "encoder.projection.")
 COPY = ("teacher.front.",)
@@ -169,3 +169,35 @@ def test_the_stems_gradient_is_multiplied_and_nothing_else_is() -> None:
             wanted = whole * factor if name.startswith("encoder.stem.") else whole
             # The factor is one float32 rounding; sums over frames are of numbers of either sign.
             torch.testing.assert_close(other, wanted, atol=1e-6 * float(whole.abs().max()), rtol=1e-4, msg=name)
+
+
+WAVLM = {**GROUP_NORM, "relative_buckets": 8, "relative_max_distance": 16}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), WAVLM], ids=[*LAYOUTS, "wavlm"])
+@pytest.mark.parametrize("num_layers", [0, 1, 2, 3])
+def test_what_lies_below_the_trained_layers_takes_no_gradient_and_no_dropout(
+    layout: dict[str, Any], num_layers: int
+) -> None:
+    """Dropout of one half everywhere: the lowest layers' states are those of evaluation all the same."""
+    encoder = make_encoder(**{**layout, "num_layers": 3, "dropout": 0.5, "attention_dropout": 0.5, "layer_drop": 0.0})
+    waves, lengths = torch.from_numpy(noise(8_000)), [8_000]
+    still = encoder(waves, lengths).states
+    encoder.freeze_below(num_layers)
+    encoder.train()
+    hidden = encoder(waves, lengths)
+    for layer in range(4):
+        is_still = layer <= 3 - num_layers
+        # With a bias attention has another kernel where gradients are kept: a rounding, where dropout makes a half.
+        assert torch.allclose(hidden.states[layer], still[layer], atol=1e-5) == is_still
+        assert hidden.states[layer].requires_grad != is_still
+    top = {f"context.layers.{3 - 1 - place}." for place in range(num_layers)}
+    named = dict(encoder.named_parameters())
+    if num_layers:
+        hidden.output.square().sum().backward()
+    assert {name for name, parameter in named.items() if parameter.grad is not None} == {
+        name for name in named if any(name.startswith(prefix) for prefix in top)
+    }
+    # A second pass through evaluation and back leaves it frozen.
+    encoder.eval().train()
+    assert torch.allclose(encoder(waves, lengths).states[3 - num_layers], still[3 - num_layers], atol=1e-5)

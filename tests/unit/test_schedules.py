@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sonorant.config import LinearWeight, Phase, PretrainConfig, StemConfig, StepWeight
-from sonorant.training.loop import check_alive, weights_at
+from sonorant.training.loop import check_alive, schedule_at, weights_at
 from tests.tiny import pretrain_config, pretrain_values
 
 
@@ -88,6 +88,17 @@ def test_every_update_is_of_some_phase_in_their_order(parts: list[int], num_upda
 
 
 # ----------------------------------------------------------------------------------------------------------- faults
+
+
+def test_the_learning_rate_begins_anew_where_a_phase_says_so() -> None:
+    phases = [
+        {"share": 0.2, "weights": {"units": 1.0}, "reset_optimizer": True},
+        {"share": 0.3, "weights": {"teacher": 1.0}},
+        {"share": 0.5, "weights": {"units": 1.0}, "reset_optimizer": True},
+    ]
+    config = pretrain_config(phases=phases, num_updates=20)
+    assert [schedule_at(config, update) for update in (0, 3, 4, 9)] == [(0, 10)] * 4
+    assert [schedule_at(config, update) for update in (10, 19)] == [(10, 20)] * 2
 
 
 @pytest.mark.parametrize(

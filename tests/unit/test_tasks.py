@@ -22,7 +22,7 @@ from tests.references import losses as slow
 from tests.references.dinosr import Codebook, dinosr_update
 from tests.references.mt4ssl import mt4ssl_loss
 from tests.references.network import Shape
-from tests.tiny import ALL_TASKS, POST_NORM, alone, make_batch, make_engine, pretrain_config
+from tests.tiny import ALL_TASKS, POST_NORM, alone, encoder_config, make_batch, make_engine, pretrain_config
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(0, 10_000))
 
@@ -247,16 +247,16 @@ def test_accuracy_counts_masked_frames_that_are_right() -> None:
 
 
 def test_a_head_has_as_many_classes_as_there_are_units() -> None:
-    tasks = build_tasks(pretrain_config(), num_units=7)
+    tasks = build_tasks(pretrain_config(), encoder_config(), num_units=7)
     assert tasks["units"].head.out_features == 7
     assert tasks["teacher"].head.out_features == 32
 
 
 def test_tasks_are_built_if_any_phase_wants_them() -> None:
     phases = [{"share": 0.5, "weights": {"units": 1.0, "teacher": 0.0}}, {"share": 0.5, "weights": {"units": 0.5}}]
-    assert set(build_tasks(pretrain_config(phases=phases), 4)) == {"units"}
+    assert set(build_tasks(pretrain_config(phases=phases), encoder_config(), 4)) == {"units"}
     phases[1]["weights"] = {"teacher": 2.0}
-    assert set(build_tasks(pretrain_config(phases=phases), 4)) == {"units", "teacher"}
+    assert set(build_tasks(pretrain_config(phases=phases), encoder_config(), 4)) == {"units", "teacher"}
 
 
 def test_the_targets_are_read_from_the_last_layers() -> None:

@@ -8,11 +8,13 @@ other values of it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from sonorant.config.alignment import AlignmentConfig
 from sonorant.config.encoder import EncoderConfig
+from sonorant.config.grounding import GroundingConfig, ImageConfig
 from sonorant.config.measure import ClusterConfig, EvaluateConfig, PublishConfig
 from sonorant.config.prepare import (
     ConvertConfig,
@@ -25,16 +27,7 @@ from sonorant.config.prepare import (
     Source,
     SyntheticSource,
 )
-from sonorant.config.pretrain import (
-    BatchingConfig,
-    GuardConfig,
-    LaunchConfig,
-    MaskingConfig,
-    OptimConfig,
-    PerturbationConfig,
-    PretrainConfig,
-    StemConfig,
-)
+from sonorant.config.pretrain import AlignConfig, GroundConfig, PretrainConfig
 from sonorant.config.section import Section, Split
 from sonorant.config.tasks import (
     CodebooksConfig,
@@ -46,10 +39,22 @@ from sonorant.config.tasks import (
     UtteranceConfig,
     WaveformConfig,
 )
+from sonorant.config.training import (
+    BatchingConfig,
+    GuardConfig,
+    LaunchConfig,
+    MaskingConfig,
+    OptimConfig,
+    PerturbationConfig,
+    StemConfig,
+    TrainConfig,
+)
 from sonorant.config.weights import BalanceConfig, LinearWeight, Phase, StepWeight, TaskName
 
 __all__ = [
     "SECTIONS",
+    "AlignConfig",
+    "AlignmentConfig",
     "BalanceConfig",
     "BatchingConfig",
     "ClusterConfig",
@@ -59,7 +64,10 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "FolderSource",
+    "GroundConfig",
+    "GroundingConfig",
     "GuardConfig",
+    "ImageConfig",
     "LaunchConfig",
     "LhotseSource",
     "LibrispeechSource",
@@ -83,8 +91,10 @@ __all__ = [
     "StemConfig",
     "StepWeight",
     "SyntheticSource",
+    "Takes",
     "TaskName",
     "TeacherConfig",
+    "TrainConfig",
     "UnitsConfig",
     "UtteranceConfig",
     "WaveformConfig",
@@ -94,6 +104,8 @@ SECTIONS: dict[str, type[Section]] = {
     "prepare": PrepareConfig,
     "cluster": ClusterConfig,
     "pretrain": PretrainConfig,
+    "ground": GroundConfig,
+    "align": AlignConfig,
     "publish": PublishConfig,
     "evaluate": EvaluateConfig,
 }
@@ -111,3 +123,17 @@ class Rounds(Section):
 
     rounds: int = Field(1, ge=1, le=2, strict=True)
     second: Second = Second()
+
+
+class Takes(Section):
+    """Whose encoder a step takes; a step that none takes from is not run."""
+
+    align: Literal["encoder", "grounded"] = Field("encoder", description="as pretrained, or grounded in images too")
+    publish: Literal["encoder", "grounded", "aligned"] = "encoder"
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps between pretraining and publishing, in order."""
+        is_aligned = self.publish == "aligned"
+        is_grounded = "grounded" in (self.publish, self.align if is_aligned else "")
+        return (("ground",) if is_grounded else ()) + (("align",) if is_aligned else ())

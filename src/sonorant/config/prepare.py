@@ -27,6 +27,15 @@ class SourceSection(Section):
         return self
 
 
+class ImagedSource(SourceSection):
+    """A source whose speech may speak of images."""
+
+    split_by: Literal["speaker", "image"] = Field(
+        "speaker",
+        description="speaker: none is in two splits; image: none is, but speakers may be, as the field's sets have it",
+    )
+
+
 class SyntheticSource(SourceSection):
     """The built-in corpus: spoken scene descriptions, an image each, exact phone and word times."""
 
@@ -40,7 +49,7 @@ class SyntheticSource(SourceSection):
     seed: int = 0
 
 
-class ManifestSource(SourceSection):
+class ManifestSource(ImagedSource):
     """A JSONL manifest: id, path (relative to the manifest), speaker, split, text, words, phones, image."""
 
     kind: Literal["manifest"] = "manifest"
@@ -61,15 +70,36 @@ class FolderSource(SourceSection):
     path: Path
 
 
-class LhotseSource(SourceSection):
+class LhotseSource(ImagedSource):
     """Existing lhotse cuts: a manifest (.jsonl, .jsonl.gz) or a Shar folder."""
 
     kind: Literal["lhotse"] = "lhotse"
     path: Path
 
 
+class CaptionFile(Section):
+    """One JSON file of spoken captions."""
+
+    name: Path = Field(description="relative to the source's path")
+    split: Split | None = Field(None, description="of all its captions; None: as each says, else drawn")
+
+
+class SpokenCaptionsSource(ImagedSource):
+    """Images with spoken captions, in the JSON files of SpokenCOCO, of Places Audio or of Flickr8k.
+
+    Karpathy's file of Flickr8k's images names no audio: its captions are those of `wav2capt.txt` and `wav2spk.txt` in
+    the folder `audio`, and their recordings lie in `wavs/` there.
+    """
+
+    kind: Literal["spoken_captions"] = "spoken_captions"
+    path: Path = Field(description="the folder that all other paths begin at")
+    files: tuple[CaptionFile, ...] = Field(min_length=1)
+    audio: Path | None = Field(None, description="where recordings lie; None: the file's audio_base_path, else path")
+    images: Path | None = Field(None, description="where images lie; None: the file's image_base_path, else path")
+
+
 Source = Annotated[
-    SyntheticSource | ManifestSource | LibrispeechSource | FolderSource | LhotseSource,
+    SyntheticSource | ManifestSource | LibrispeechSource | FolderSource | LhotseSource | SpokenCaptionsSource,
     Field(discriminator="kind"),
 ]
 
@@ -80,6 +110,8 @@ class PrepareConfig(Section):
     sources: tuple[Source, ...] = Field(min_length=1)
     min_seconds: float = Field(0.4, ge=0.1)
     max_seconds: float = Field(30.0, gt=0)
+    # Above this, what reads an image later (Pillow) would take it for an attack.
+    max_pixels: int = Field(50_000_000, ge=1, le=89_000_000, description="of an image; larger ones are refused")
     max_refused_share: Share = Field(0.1, description="more refused rows than this and the step fails")
     seed: int = 0
     num_workers: Workers = 0

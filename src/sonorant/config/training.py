@@ -1,8 +1,9 @@
-"""A recipe: the encoder, its tasks, their weights, and how they are trained."""
+"""What every training step has: tasks, their weights, and how they are trained."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,6 +20,11 @@ from sonorant.config.tasks import (
     WaveformConfig,
 )
 from sonorant.config.weights import BalanceConfig, Phase
+
+OWNERS = {"grounding": "ground", "alignment": "align"}
+"""Tasks that one step alone brings the data for."""
+TAUGHT = frozenset({"teacher", "codebooks"})
+"""Tasks that read a teacher."""
 
 
 class MaskingConfig(Section):
@@ -157,12 +163,14 @@ class LaunchConfig(Section):
         return 0 if self.launcher == "trainjob" else self.num_gpus
 
 
-class PretrainConfig(Section):
-    """A recipe: a row of task weights per phase, and everything around it."""
+class TrainConfig(Section):
+    """A recipe: a row of task weights per phase, and everything around it but the encoder."""
+
+    step: ClassVar[str]
+    """Whose section this is."""
 
     num_updates: int = Field(400_000, ge=1)
     phases: tuple[Phase, ...] = Field(min_length=1)
-    encoder: EncoderConfig = EncoderConfig()
     masking: MaskingConfig = MaskingConfig()
     perturbation: PerturbationConfig = PerturbationConfig()
     units: UnitsConfig = UnitsConfig()
@@ -187,6 +195,9 @@ class PretrainConfig(Section):
     sharding: Literal["none", "full"] = Field(
         "none", exclude=True, description="none: DDP, a copy a rank; full: FSDP2, where one device is too small"
     )
+    num_trained_layers: int | None = Field(
+        None, ge=0, description="only so many layers, the topmost, and what the tasks own; None: the whole encoder"
+    )
     launch: LaunchConfig = Field(LaunchConfig(), exclude=True, description="who does the work; never what is made")
     seed: int = 0
     log_every: int = Field(50, ge=1)
@@ -201,16 +212,9 @@ class PretrainConfig(Section):
         total = sum(phase.share for phase in self.phases)
         if abs(total - 1) > 1e-6:
             raise ValueError(f"phases' shares sum to {total:g}, wanted 1: change the shares")
-        if not self.encoder.standardised:
-            raise ValueError("encoder.standardised false: pretraining standardises its waves: leave it true")
-        layers = self.encoder.num_layers
-        for name, found in (
-            ("teacher.num_layers", self.teacher.num_layers),
-            ("teacher.layers", max(self.teacher.layers or (0,))),
-            ("spectrum.layer", self.spectrum.layer or 0),
-        ):
-            if found > layers:
-                raise ValueError(f"{name} {found} exceeds encoder.num_layers {layers}: lower it")
+        for name, step in OWNERS.items():
+            if name in self.tasks and step != self.step:
+                raise ValueError(f"phases give {name} a weight, which the step {step} alone can train: set it there")
         if "diversity" in self.tasks and self.contrast.targets != "quantised":
             raise ValueError('diversity needs codes: found contrast.targets "projected", wanted "quantised": set that')
         if self.sharding == "full" and (self.log_gradients or self.balance.at):
@@ -220,12 +224,24 @@ class PretrainConfig(Section):
             )
         return self
 
+    def check_encoder(self, encoder: EncoderConfig) -> None:
+        """ValueError where the recipe wants layers that an encoder of this shape has not."""
+        layers = encoder.num_layers
+        for name, found in self.layers.items():
+            if found > layers:
+                raise ValueError(f"{name} {found} exceeds encoder.num_layers {layers}: lower it")
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """The deepest layers, and numbers of layers, that the recipe names."""
+        return {
+            "teacher.num_layers": self.teacher.num_layers if self.tasks & TAUGHT else 0,
+            "teacher.layers": max(self.teacher.layers or (0,)),
+            "spectrum.layer": self.spectrum.layer or 0,
+            "num_trained_layers": self.num_trained_layers or 0,
+        }
+
     @property
     def tasks(self) -> frozenset[str]:
         """Those with a weight above zero at some time."""
         return frozenset[str]().union(*(phase.tasks for phase in self.phases))
-
-    @property
-    def target_layers(self) -> tuple[int, ...]:
-        """The teacher's layers that online targets are read from, counted from 1."""
-        return self.teacher.targets(self.encoder.num_layers)

@@ -9,7 +9,17 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from sonorant.config.section import Section, Share
 
 TaskName = Literal[
-    "units", "teacher", "codebooks", "contrast", "diversity", "magnitude", "waveform", "spectrum", "utterance"
+    "units",
+    "teacher",
+    "codebooks",
+    "contrast",
+    "diversity",
+    "magnitude",
+    "waveform",
+    "spectrum",
+    "utterance",
+    "grounding",
+    "alignment",
 ]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -62,6 +72,9 @@ class Phase(Section):
 
     share: float = Field(1.0, gt=0, le=1)
     weights: dict[TaskName, Weight]
+    reset_optimizer: bool = Field(
+        False, description="at its start the optimizer forgets, and the learning rate's schedule begins again"
+    )
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:

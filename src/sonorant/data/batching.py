@@ -19,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sonorant.config import BatchingConfig, MaskingConfig, PerturbationConfig, UtteranceConfig
+from sonorant.config import AlignmentConfig, BatchingConfig, MaskingConfig, PerturbationConfig, UtteranceConfig
 from sonorant.data import frames
 from sonorant.data.audio import standardise
 from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.masking import equalise, span_mask
-from sonorant.data.perturbation import draw_warp, frames_before, perturb
+from sonorant.data.pairs import Pictures
+from sonorant.data.perturbation import draw_warp, frames_before, make_twins, perturb
 from sonorant.data.units import UnitStore
 
 NO_WAVE = np.zeros(0, np.float32)
@@ -38,7 +39,9 @@ class Batch:
 
     seeds has a number an utterance from which all its random numbers follow, the same however an update is divided;
     speakers and sources (B,) number who speaks and in which corpus. halves (N',) are the two disjoint halves of each
-    utterance, one after the other, where a task compares them.
+    utterance, one after the other, where a task compares them; twins likewise the utterance and its perturbed copy, in
+    either order. image_ids (B,) number the image that belongs to each utterance, -1 for none; pictures are the images
+    there are, in that order.
     """
 
     waves: Tensor
@@ -50,6 +53,10 @@ class Batch:
     sources: Tensor | None = None
     halves: Tensor | None = None
     half_samples: tuple[int, ...] = ()
+    twins: Tensor | None = None
+    twin_samples: tuple[int, ...] = ()
+    image_ids: Tensor | None = None
+    pictures: tuple[Tensor, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -59,7 +66,7 @@ class Batch:
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The same with every tensor moved."""
         moved: dict[str, Any] = {name: move(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, pictures=tuple(map(move, self.pictures)))
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -105,17 +112,27 @@ class Loader:
         num_ranks: int = 1,
         perturbation: PerturbationConfig | None = None,
         halves: UtteranceConfig | None = None,
+        twins: AlignmentConfig | None = None,
+        pictures: Pictures | None = None,
+        is_standardised: bool = True,
         pin: bool = False,
     ) -> None:
-        """`halves`: how the halves of utterances are changed, where a task compares them; `pin`: for a GPU's sake."""
+        """`halves`, `twins`: how the halves of utterances, or their copies, are changed, where a task compares them;
+        `is_standardised`: whether waves are brought to mean 0 and variance 1; `pin`: for a GPU's sake."""
         self.utterances, self.units = list(utterances), units
-        self.halves, self.pin = halves, pin
+        self.halves, self.twins, self.pictures, self.pin = halves, twins, pictures, pin
+        self.is_standardised = is_standardised
         self.speakers, self.sources = (
             {name: number for number, name in enumerate(sorted(names))}
             for names in ({u.speaker for u in self.utterances}, {u.source for u in self.utterances})
         )
         self.batching, self.masking, self.seed = batching, masking, seed
         self.perturbation = perturbation or PerturbationConfig()
+        if self.perturbation != PerturbationConfig() and not is_standardised:
+            raise ValueError(
+                "perturbation: found some, and an encoder that hears waves as they were recorded, wanted none: "
+                "perturbed waves are standardised; leave perturbation out"
+            )
         self.rank, self.num_ranks = rank, num_ranks
         self._orders: dict[int, tuple[list[int], frozenset[int]]] = {}
         self.max_frames = frames.num_frames(round(batching.crop_seconds * frames.SAMPLE_RATE))
@@ -212,12 +229,12 @@ class Loader:
     def _batch(
         self, crops: Sequence[Crop], masks: Sequence[NDArray[np.bool_]], rows: Sequence[int], update: int
     ) -> Batch:
-        waves, units, halves = [], [], []
+        waves, units, halves, twins = [], [], [], []
         # What is heard behind a crop is the update's next one, wherever that is computed.
         behind = {row: (row + 1) % len(crops) for row in rows} if self.perturbation.noise_share else {}
         heard = sorted({*rows, *behind.values()})
         whole = read_waves([crops[row].utterance for row in heard])
-        pieces = {row: cut(crops[row], wave) for row, wave in zip(heard, whole, strict=True)}
+        pieces = {row: cut(crops[row], wave, self.is_standardised) for row, wave in zip(heard, whole, strict=True)}
         for row in rows:
             crop, rng = crops[row], np.random.default_rng((self.seed, 4, update, row))
             other = pieces[behind[row]] if behind else NO_WAVE
@@ -228,7 +245,12 @@ class Loader:
                 units.append(self.units[crop.utterance.id][crop.first_frame + source])
             if self.halves is not None:
                 halves += split_in_halves(waves[-1], self.halves, np.random.default_rng((self.seed, 5, update, row)))
+            if self.twins is not None:
+                both = make_twins(pieces[row], self.twins, np.random.default_rng((self.seed, 7, update, row)))
+                twins += [standardise(twin) if self.is_standardised else twin for twin in both]
         spoken = [crops[row].utterance for row in rows]
+        numbers = None if self.pictures is None else [self.pictures.number(utterance) for utterance in spoken]
+        shown = [utterance for utterance, number in zip(spoken, numbers or (), strict=False) if number >= 0]
         return Batch(
             torch.from_numpy(frames.pack_waves(waves)),
             tuple(len(wave) for wave in waves),
@@ -239,13 +261,18 @@ class Loader:
             torch.tensor([self.sources[utterance.source] for utterance in spoken]),
             torch.from_numpy(frames.pack_waves(halves)) if halves else None,
             tuple(len(half) for half in halves),
+            torch.from_numpy(frames.pack_waves(twins)) if twins else None,
+            tuple(len(twin) for twin in twins),
+            torch.tensor(numbers) if numbers is not None else None,
+            self.pictures.read(shown) if self.pictures is not None else (),
         )
 
 
-def cut(crop: Crop, wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The crop's samples of its whole utterance's `wave` (S,) standardised, in memory of their own."""
+def cut(crop: Crop, wave: NDArray[np.float32], is_standardised: bool) -> NDArray[np.float32]:
+    """The crop's samples of its whole utterance's `wave` (S,), which may be standardised, in memory of their own."""
     start = crop.first_frame * frames.HOP_SAMPLES
-    return standardise(wave)[start : start + frames.num_samples(crop.num_source_frames)].copy()
+    heard = standardise(wave) if is_standardised else wave
+    return heard[start : start + frames.num_samples(crop.num_source_frames)].copy()
 
 
 def split_in_halves(

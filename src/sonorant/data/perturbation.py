@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.config import PerturbationConfig
+from sonorant.config import AlignmentConfig, PerturbationConfig
 from sonorant.data.audio import standardise
 from sonorant.data.frames import HOP_SAMPLES, WINDOW_SAMPLES
 
@@ -50,3 +50,35 @@ def frames_before(num_frames: int, warp: float, num_source_frames: int) -> NDArr
     middle = WINDOW_SAMPLES / 2
     source = ((np.arange(num_frames) * HOP_SAMPLES + middle) * warp - middle) / HOP_SAMPLES
     return np.clip(np.rint(source), 0, num_source_frames - 1).astype(np.int64)
+
+
+def make_twins(wave: Wave, config: AlignmentConfig, rng: np.random.Generator) -> tuple[Wave, Wave]:
+    """`wave` (S,) and its copy at another speed and pitch, in either order (alignment.md §2.1)."""
+    speed, sign = float(rng.choice(config.speeds)), 1 if rng.random() < 0.5 else -1
+    copy = change_speed(change_pitch(wave, sign * config.semitones), speed)
+    return (copy, wave) if rng.random() < 0.5 else (wave, copy)
+
+
+def change_speed(wave: Wave, speed: float) -> Wave:
+    """The wave played so many times as fast, pitch included: (about S / speed,)."""
+    import torch
+    from torchaudio.functional import resample
+
+    if speed == 1:
+        return wave
+    # Hundredths keep the filters small.
+    changed: Wave = resample(torch.from_numpy(wave), round(100 * speed), 100).numpy()
+    return changed
+
+
+def change_pitch(wave: Wave, semitones: float) -> Wave:
+    """The wave so many semitones higher, as long as it was."""
+    import torch
+    from torchaudio.functional import pitch_shift
+
+    if semitones == 0:
+        return wave
+    # The rate only tells how finely the ratio of pitches is rounded, and so how long filters are: at 16,000 it takes
+    # seconds, at 500 a semitone is off by less than a thirtieth.
+    shifted: Wave = pitch_shift(torch.from_numpy(wave), 500, semitones, n_fft=512).numpy()
+    return shifted

@@ -49,23 +49,40 @@ class Context(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.checkpointing = False
         """Whether training computes every layer twice rather than keep what is inside."""
+        self.num_frozen: int | None = None
+        """So many layers stand still, the lowest, and all that they read; None: nothing does."""
+
+    def train(self, mode: bool = True) -> Context:
+        """What stands still stays in evaluation mode: it has no dropout."""
+        super().train(mode)
+        for layer in self.layers[: self.num_frozen or 0]:
+            layer.eval()
+        return self
 
     def forward(self, z_FD: Tensor, frames: Ragged, last: int | None = None) -> Hidden:
         """Projected frames (F, D) to the hidden states up to layer `last` (default: all)."""
-        x_FD = z_FD + self.position(z_FD, frames)
-        if not self.pre_norm:
-            x_FD = self.norm(x_FD)
-        x_FD = F.dropout(x_FD, self.dropout, self.training)
+        is_still = self.num_frozen is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_still):
+            x_FD = z_FD + self.position(z_FD, frames)
+            if not self.pre_norm:
+                x_FD = self.norm(x_FD)
+            x_FD = F.dropout(x_FD, self.dropout, self.training and not is_still)
+        return self.climb(x_FD, frames, 0, last)
+
+    def climb(self, x_FD: Tensor, frames: Ragged, first: int, last: int | None = None) -> Hidden:
+        """From layer `first`, whose states are x (F, D), to `last`: the states begin with x."""
         bias_HN = None if self.relative is None else self.relative(max(frames.lengths))
-        states, ffn = [x_FD], []
-        for layer in self.layers[:last]:
-            dropped = self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop
+        states, ffn = [x_FD], list[Tensor]()
+        for layer in self.layers[first:last]:
+            dropped = layer.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop
             if dropped:
                 ffn_FD = x_FD
-            elif self.checkpointing and self.training and torch.is_grad_enabled():
+            elif self.checkpointing and layer.training and torch.is_grad_enabled():
                 x_FD, ffn_FD = checkpoint(layer, x_FD, frames, bias_HN, use_reentrant=False)
             else:
-                x_FD, ffn_FD = layer(x_FD, frames, bias_HN)
+                is_still = first + len(ffn) < (self.num_frozen or 0)
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not is_still):
+                    x_FD, ffn_FD = layer(x_FD, frames, bias_HN)
             states.append(x_FD)
             ffn.append(ffn_FD)
         return Hidden(states, ffn, self.norm(x_FD) if self.pre_norm else x_FD)
@@ -93,6 +110,20 @@ class Encoder(nn.Module):
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
         self.context.checkpointing = self.stem.checkpointing = wanted
+
+    def freeze_below(self, num_layers: int) -> None:
+        """Let only so many layers move, the topmost: all other parameters take no gradient and no update."""
+        context = self.context
+        context.num_frozen = len(context.layers) - num_layers
+        self.requires_grad_(False)
+        for layer in context.layers[context.num_frozen :]:
+            layer.requires_grad_(True)
+        self.train(self.training)
+
+    @property
+    def is_front_frozen(self) -> bool:
+        """Whether what lies below the layers stands still."""
+        return self.context.num_frozen is not None
 
     def project(
         self, waves_N: Tensor, num_samples: Sequence[int], moments: Sequence[FirstMoments | None] | None = None

@@ -10,7 +10,7 @@ Shapes: F frames, M masked frames, B utterances, S samples, D width, K codebooks
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -22,8 +22,10 @@ from sonorant.data.frames import Ragged
 from sonorant.models.encoder import Hidden
 from sonorant.models.quantizer import Quantised
 
-View = Literal["masked", "clean", "halves", "teacher", "quantised"]
-Per = Literal["masked", "frame", "sample", "update"]
+View = Literal["masked", "clean", "halves", "twins", "spoken", "teacher", "quantised"]
+Per = Literal["masked", "frame", "sample", "utterance", "update"]
+Front = tuple[Tensor, Tensor, Tensor]
+"""The stem's frames, the same normed, and projected."""
 Shares = tuple[Tensor, ...]
 """What a part of an update lets the whole update know: tensors with one first dimension."""
 NEVER = -1e4
@@ -37,10 +39,13 @@ class Views:
     mask (F,) is true where the masked view was masked. units (F,) are the offline units, if any; speakers and
     sources (B,) number who speaks and in which corpus; seeds has one number an utterance, the same however the
     update was divided. stem (F, C) are the stem's frames, features the same normed, z (F, D) projected: none of them
-    masked. A view that no task with weight asked for is None:
+    masked, and made when the first of them is read. A view that no task with weight asked for is None:
 
     masked, clean: the context network's states with and without masks; halves: those of each utterance's two
-    halves, one after the other; targets (K, M, D): the teacher's; quantised: the un-masked features at masked frames.
+    halves, one after the other; twins: those of each utterance and its perturbed copy, likewise, in either order;
+    anchors: what the encoder as it was makes of the twins; spoken, seen (P, E): the P utterances that have an image,
+    and the images, in one space; image_ids (P,) number the images; targets (K, M, D): the teacher's; quantised: the
+    un-masked features at masked frames.
     """
 
     frames: Ragged
@@ -48,9 +53,7 @@ class Views:
     waves: Tensor
     num_samples: tuple[int, ...]
     seeds: tuple[int, ...]
-    stem: Tensor
-    features: Tensor
-    z: Tensor
+    listen: Callable[[], Front]
     units: Tensor | None = None
     speakers: Tensor | None = None
     sources: Tensor | None = None
@@ -58,8 +61,34 @@ class Views:
     clean: Hidden | None = None
     halves: Hidden | None = None
     half_frames: Ragged | None = None
+    twins: Hidden | None = None
+    twin_frames: Ragged | None = None
+    anchors: Hidden | None = None
+    spoken: Tensor | None = None
+    seen: Tensor | None = None
+    image_ids: Tensor | None = None
     targets: Tensor | None = None
     quantised: Quantised | None = None
+
+    @cached_property
+    def front(self) -> Front:
+        """Of the update's waves, computed once."""
+        return self.listen()
+
+    @property
+    def stem(self) -> Tensor:
+        """The stem's frames (F, C)."""
+        return self.front[0]
+
+    @property
+    def features(self) -> Tensor:
+        """The stem's frames normed (F, C)."""
+        return self.front[1]
+
+    @property
+    def z(self) -> Tensor:
+        """The projected frames (F, D)."""
+        return self.front[2]
 
     @cached_property
     def masked_frames(self) -> Ragged:
@@ -94,9 +123,9 @@ class Outcome:
 class Task(nn.Module, ABC):
     """The head and what is asked of it.
 
-    `per` says what the loss is a sum over: masked frames, frames or samples of all ranks, or nothing, where every
-    part of the update computes the whole update's loss. `views` maps each view that is read to the deepest layer
-    read of it, None for all.
+    `per` says what the loss is a sum over: masked frames, frames, samples or utterances of all ranks, or nothing,
+    where every part of the update computes the whole update's loss. `views` maps each view that is read to the
+    deepest layer read of it, None for all.
     """
 
     per: ClassVar[Per] = "masked"
@@ -152,7 +181,7 @@ def precise(x: Tensor) -> Tensor:
 def moments(x_MD: Tensor) -> Tensor:
     """Count, sum and sum of squares of each dimension, (3, D) float64: spreads add up where they are sums."""
     x_MD = x_MD.detach().double()
-    return torch.stack([torch.full_like(x_MD[0], len(x_MD)), x_MD.sum(0), x_MD.square().sum(0)])
+    return torch.stack([x_MD.new_full(x_MD.shape[1:], len(x_MD)), x_MD.sum(0), x_MD.square().sum(0)])
 
 
 def spread(moments_3D: Tensor) -> Tensor:

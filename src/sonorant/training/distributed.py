@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sonorant.config import PretrainConfig
+from sonorant.config import TrainConfig
 from sonorant.training.engine import Engine
 
 SILENCE = timedelta(seconds=45)
@@ -127,7 +127,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or ("gloo" in said and any(word in said for word in words))
 
 
-def spread_over_ranks(engine: Engine, ranks: Ranks, config: PretrainConfig) -> nn.Module:
+def spread_over_ranks(engine: Engine, ranks: Ranks, config: TrainConfig) -> nn.Module:
     """The engine as one over all ranks, everything on it equal to the first rank's from the start."""
     if ranks.count == 1:
         return engine
@@ -137,9 +137,8 @@ def spread_over_ranks(engine: Engine, ranks: Ranks, config: PretrainConfig) -> n
         dist.broadcast(tensor, 0)
     if config.sharding == "none":
         # Buffers are the tasks' own: they change by what all ranks have summed, never by what one rank saw.
-        return DistributedDataParallel(
-            engine, find_unused_parameters=has_idle_parameters(config), broadcast_buffers=False
-        )
+        is_idle = has_idle_parameters(config, engine.encoder.config.layer_drop)
+        return DistributedDataParallel(engine, find_unused_parameters=is_idle, broadcast_buffers=False)
     if engine.teacher is not None:
         # Sharding writes into buffers that inference mode would have claimed for itself.
         engine.teacher.without_gradient = torch.no_grad
@@ -152,17 +151,18 @@ def spread_over_ranks(engine: Engine, ranks: Ranks, config: PretrainConfig) -> n
     return engine
 
 
-def has_idle_parameters(config: PretrainConfig) -> bool:
+def has_idle_parameters(config: TrainConfig, layer_drop: float) -> bool:
     """Whether some update may leave a parameter without gradient.
 
     A dropped layer, a frozen stem, a task at zero, an output that no task reads, codewords that none chooses between.
     """
-    (first, *others), encoder, tasks = config.phases, config.encoder, config.tasks
+    (first, *others), tasks = config.phases, config.tasks
     is_constant = not others and all(isinstance(weight, float | int) for weight in first.weights.values())
     readers = {"units", "teacher", "contrast", *(["codebooks"] if config.codebooks.reads == "last" else [])}
     has_idle_codes = "diversity" in tasks and "contrast" not in tasks
-    idle = (encoder.layer_drop, config.stem.freeze == "freeze", not is_constant, not tasks & readers, has_idle_codes)
-    return any(idle)
+    changes = layer_drop or config.stem.freeze == "freeze" or not is_constant
+    # A part of an update may have no image.
+    return bool(changes or not tasks & readers or has_idle_codes or "grounding" in tasks)
 
 
 def gather_parameters(engine: nn.Module) -> None:

@@ -6,6 +6,7 @@ task of weight zero does not run, and a view that only such tasks read is not co
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -13,14 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sonorant.config import PretrainConfig, StemConfig
+from sonorant.config import AlignConfig, GroundConfig, StemConfig, TrainConfig
 from sonorant.data.batching import Batch
 from sonorant.data.frames import Ragged
-from sonorant.models.encoder import Encoder
+from sonorant.models.encoder import Context, Encoder
+from sonorant.models.grounding import Grounder
 from sonorant.models.quantizer import Quantizer
 from sonorant.models.teacher import Teacher
 from sonorant.tasks import build_tasks
-from sonorant.tasks.task import Outcome, Shares, Task, View, Views
+from sonorant.tasks.task import Front, Outcome, Shares, Task, View, Views
 
 Total = Callable[[Tensor], Tensor]
 """A tensor to its sum over ranks."""
@@ -36,7 +38,8 @@ def alone(shares: Mapping[str, Shares]) -> Parts:
 
 
 class Engine(nn.Module):
-    """The shared encoder, its teacher and quantiser where a task wants one, and the tasks."""
+    """The shared encoder, the tasks, and what a task wants beside them: a teacher, a quantiser, the side of images, the
+    context network as it was."""
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class Engine(nn.Module):
         tasks: Mapping[str, Task],
         teacher: Teacher | None = None,
         quantizer: Quantizer | None = None,
+        grounder: Grounder | None = None,
+        anchor: Context | None = None,
         stem: StemConfig | None = None,
     ) -> None:
         super().__init__()
@@ -51,6 +56,8 @@ class Engine(nn.Module):
         self.tasks = nn.ModuleDict(dict(tasks))
         self.teacher = teacher
         self.quantizer = quantizer
+        self.grounder = grounder
+        self.anchor = anchor
         self.stem = stem or StemConfig()
         self.pending: dict[str, Tensor] = {}
         """Each task's statistics over the parts of the update in hand."""
@@ -114,9 +121,9 @@ class Engine(nn.Module):
         """The views that these tasks read, each as deep as the deepest of them reads it."""
         wanted = deepest([task.views for task in tasks.values()])
         encoder, frames = self.encoder, Ragged.of_samples(batch.num_samples)
-        stem_FC, features_FC, z_FD = self._front(batch.waves, batch.num_samples, update)
         views = Views(
-            frames, batch.mask, batch.waves, batch.num_samples, batch.seeds, stem_FC, features_FC, z_FD,
+            frames, batch.mask, batch.waves, batch.num_samples, batch.seeds,
+            lambda: self._front(batch.waves, batch.num_samples, update),
             batch.units, batch.speakers, batch.sources,
         )  # fmt: skip
         # First what `shares` computes too, so that dropout draws there what it draws here.
@@ -125,27 +132,56 @@ class Engine(nn.Module):
             views.half_frames = Ragged.of_samples(batch.half_samples)
             z_halves = self._front(batch.halves, batch.half_samples, update)[2]
             views.halves = encoder.context(z_halves, views.half_frames, wanted["halves"])
+        if "spoken" in wanted:
+            self._ground(batch, views)
+        if "twins" in wanted:
+            assert batch.twins is not None
+            views.twin_frames = Ragged.of_samples(batch.twin_samples)
+            z_twins = self._front(batch.twins, batch.twin_samples, update)[2]
+            views.twins = encoder.context(z_twins, views.twin_frames)
+            if self.anchor is not None:
+                first = encoder.context.num_frozen or 0
+                views.anchors = self.anchor.climb(views.twins.states[first].detach(), views.twin_frames, first)
         if "masked" in wanted:
-            views.masked = encoder.context(encoder.mask(z_FD, batch.mask), frames, wanted["masked"])
+            views.masked = encoder.context(encoder.mask(views.z, batch.mask), frames, wanted["masked"])
         if "clean" in wanted:
-            views.clean = encoder.context(z_FD, frames, wanted["clean"])
+            views.clean = encoder.context(views.z, frames, wanted["clean"])
         if "teacher" in wanted:
             assert self.teacher is not None
-            with torch.autocast(z_FD.device.type, enabled=False):
+            with torch.autocast(views.z.device.type, enabled=False):
                 copied = self.stem.freeze == "copy" and self._has_frozen_stem(update)
-                seen_FD = self.teacher.project(batch.waves, batch.num_samples) if copied else z_FD.detach()
+                seen_FD = self.teacher.project(batch.waves, batch.num_samples) if copied else views.z.detach()
                 views.targets = self.teacher.targets(seen_FD, frames, batch.mask)
         if "quantised" in wanted:
             assert self.quantizer is not None
             uniform = views.uniform(0, self.quantizer.codewords.shape[:2].numel()) if self.training else None
             temperature = self.quantizer.temperature(update)
-            views.quantised = self.quantizer(features_FC[batch.mask], uniform, temperature)
+            views.quantised = self.quantizer(views.features[batch.mask], uniform, temperature)
         return views
 
-    def _front(self, waves_N: Tensor, num_samples: Sequence[int], update: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _ground(self, batch: Batch, views: Views) -> None:
+        """The utterances that have an image, and the images, into their common space."""
+        grounder, encoder = self.grounder, self.encoder
+        assert grounder is not None
+        assert batch.image_ids is not None
+        has_image = batch.image_ids >= 0
+        views.image_ids = batch.image_ids[has_image]
+        rows = [rows for rows, kept in zip(views.frames.slices(), has_image.tolist(), strict=True) if kept]
+        if not rows:
+            views.spoken = views.seen = views.z.new_zeros(0, grounder.config.dim)
+            return
+        z_FD = encoder.mask(views.z, batch.mask) if grounder.config.masked else views.z
+        kept_FD = torch.cat([z_FD[part] for part in rows])
+        frames = Ragged(tuple(part.stop - part.start for part in rows))
+        led_FD, led = grounder.prepend(kept_FD, frames)
+        states = encoder.context(led_FD, led, grounder.layer).states
+        views.spoken = grounder.speech(states[grounder.layer], led)
+        views.seen = grounder.image(batch.pictures)
+
+    def _front(self, waves_N: Tensor, num_samples: Sequence[int], update: int) -> Front:
         """Stem, its norm and the projection, each (F, ·): trained, slowed down or frozen, as the recipe says."""
         encoder = self.encoder
-        frozen = self.stem.freeze == "freeze" and self._has_frozen_stem(update)
+        frozen = encoder.is_front_frozen or (self.stem.freeze == "freeze" and self._has_frozen_stem(update))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             stem_FC: Tensor = encoder.stem(waves_N, num_samples)
             if self.stem.gradient != 1:
@@ -194,12 +230,23 @@ def deepest(wishes: Sequence[Mapping[View, int | None]]) -> dict[View, int | Non
     return wanted
 
 
-def build_engine(config: PretrainConfig, num_units: int) -> Engine:
-    """A new model and all that the recipe's tasks need to train it."""
-    encoder = Encoder(config.encoder)
+def build_engine(config: TrainConfig, encoder: Encoder, num_units: int) -> Engine:
+    """An encoder and all that the recipe's tasks need to train it.
+
+    Raises ValueError where the recipe wants layers that the encoder has not.
+    """
+    config.check_encoder(encoder.config)
     encoder.checkpointing = config.checkpointing
-    tasks = build_tasks(config, num_units)
+    if config.num_trained_layers is not None:
+        encoder.freeze_below(config.num_trained_layers)
+    tasks = build_tasks(config, encoder.config, num_units)
     wanted = deepest([task.views for task in tasks.values()])
     teacher = Teacher(encoder, config.teacher, config.stem) if "teacher" in wanted else None
-    quantizer = Quantizer(config.encoder.stem_widths[-1], config.quantiser) if "quantised" in wanted else None
-    return Engine(encoder, tasks, teacher, quantizer, config.stem)
+    quantizer = Quantizer(encoder.config.stem_widths[-1], config.quantiser) if "quantised" in wanted else None
+    grounder = anchor = None
+    if isinstance(config, GroundConfig) and "spoken" in wanted:
+        grounder = Grounder(encoder.config.dim, encoder.config.num_layers, config.grounding)
+    if isinstance(config, AlignConfig) and config.alignment.partner == "frozen":
+        anchor = copy.deepcopy(encoder.context).requires_grad_(False)
+        anchor.num_frozen = len(anchor.layers)
+    return Engine(encoder, tasks, teacher, quantizer, grounder, anchor, config.stem)

@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from sonorant.config import PretrainConfig
+from sonorant.config import TrainConfig
 from sonorant.data.batching import Batch
 from sonorant.training.distributed import Ranks
 from sonorant.training.engine import Engine
@@ -16,7 +16,7 @@ from sonorant.training.update import Counts, autocast, gatherer, scaled_weights,
 
 
 def task_gradients(
-    config: PretrainConfig,
+    config: TrainConfig,
     engine: Engine,
     batches: Sequence[Batch],
     weights: Mapping[str, float],

@@ -7,10 +7,10 @@ import signal
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
-from sonorant.config import LinearWeight, PretrainConfig, StepWeight
+from sonorant.config import LinearWeight, StepWeight, TrainConfig
 from sonorant.data.batching import Cursor, Loader
 from sonorant.tasks.task import Per
 from sonorant.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -22,11 +22,11 @@ from sonorant.training.optim import build_optimizer, learning_rate
 from sonorant.training.progress import Pace, say, show, stop_signals
 from sonorant.training.update import count, run_update
 
-PERS: tuple[Per, ...] = ("masked", "frame", "sample", "update")
+PERS: tuple[Per, ...] = ("masked", "frame", "sample", "utterance", "update")
 
 
 def train(
-    config: PretrainConfig, engine: Engine, loader: Loader, run: Path, ranks: Ranks
+    config: TrainConfig, engine: Engine, loader: Loader, run: Path, ranks: Ranks
 ) -> dict[str, float]:
     """Make all updates and return the last journal entry's numbers.
 
@@ -43,11 +43,12 @@ def train(
         about = load_checkpoint(checkpoint, engine, optimizer)
         if about["config"] != config.model_dump(mode="json"):
             raise ValueError(
-                f"pretrain: found {checkpoint} of another configuration, wanted one of this: use another run directory"
+                f"{config.step}: found {checkpoint} of another configuration, wanted one of this: "
+                "use another run directory"
             )
         cursor, scales = Cursor(**about["cursor"]), about["scales"]
         sums |= {name: value if ranks.is_first else 0.0 for name, value in about["sums"].items()}
-        say(ranks, f"pretrain: resuming at update {cursor.update} from {checkpoint}")
+        say(ranks, f"{config.step}: resuming at update {cursor.update} from {checkpoint}")
         ranks.wait()
     journal = Journal(run / "journal.jsonl", after=cursor.update) if ranks.is_first else None
     pace = Pace(cursor.update, config.num_updates)
@@ -77,14 +78,14 @@ def train(
                 checkpoint_now()
                 say(
                     ranks,
-                    f"pretrain: stopped at update {update} of {config.num_updates}; "
+                    f"{config.step}: stopped at update {update} of {config.num_updates}; "
                     f"the same command goes on from {run}",
                 )
                 raise SystemExit(0 if signal.SIGTERM in stopped or not stopped else 130)
             counts: dict[Per, float] = {**dict(zip(own, totals, strict=True)), "update": 1.0}
             batches = [batch.to(ranks.device) for batch in batches]
-            phase_ends = update + 1 == config.num_updates or weights_at(config, update + 1)[0] != phase
-            is_logged = (update + 1) % config.log_every == 0 or phase_ends
+            is_last_of_phase = update + 1 == config.num_updates or weights_at(config, update + 1)[0] != phase
+            is_logged = (update + 1) % config.log_every == 0 or is_last_of_phase
             gradients: dict[str, float] = {}
             if is_balanced(config, update) or (config.log_gradients and is_logged):
                 names, products = task_gradients(config, engine, batches, weights, counts, update, ranks)
@@ -92,8 +93,11 @@ def train(
                 if is_balanced(config, update):
                     scales = balanced_scales(names, products, weights, scales)
                     weights = {name: weight * scales.get(name, 1.0) for name, weight in plain.items()}
+            begin, end = schedule_at(config, update)
+            if update == begin:
+                optimizer.state.clear()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(update, config.num_updates, config.optim)
+                group["lr"] = learning_rate(update - begin, end - begin, config.optim)
             step_sums = run_update(config, engine, model, optimizer, batches, weights, counts, update, ranks)
             cursor = after
             engine.after_update(cursor.update, ranks.sum)
@@ -114,7 +118,7 @@ def train(
                 check_alive(config, entry, cursor.update)
                 say(
                     ranks,
-                    f"pretrain: {cursor.update}/{config.num_updates}  "
+                    f"{config.step}: {cursor.update}/{config.num_updates}  "
                     + show(entry)
                     + pace.show(cursor.update),
                 )
@@ -125,25 +129,37 @@ def train(
             if cursor.update % config.checkpoint_every == 0:
                 checkpoint_now()
     gather_parameters(engine)
-    say(ranks, f"pretrain: {pace.summary(cursor.update)}")
+    say(ranks, f"{config.step}: {pace.summary(cursor.update)}")
     return last_numbers(journal.path) if journal else {}
 
 
-def weights_at(config: PretrainConfig, update: int) -> tuple[int, dict[str, float]]:
+def phase_ends(config: TrainConfig) -> list[int]:
+    """How many updates are done when each phase ends."""
+    return [round(share * config.num_updates) for share in accumulate(phase.share for phase in config.phases)]
+
+
+def schedule_at(config: TrainConfig, update: int) -> tuple[int, int]:
+    """The updates that the learning rate's schedule runs over when the one with this index from 0 is made."""
+    begins = zip(config.phases, [0, *phase_ends(config)], strict=False)
+    resets = [0, *(begin for phase, begin in begins if phase.reset_optimizer and begin), config.num_updates]
+    return next((begin, end) for begin, end in pairwise(resets) if update < end)
+
+
+def weights_at(config: TrainConfig, update: int) -> tuple[int, dict[str, float]]:
     """Index of the phase that the update with this index from 0 belongs to, and the task weights there."""
-    ends = [round(share * config.num_updates) for share in accumulate(phase.share for phase in config.phases)]
+    ends = phase_ends(config)
     index = next((i for i, end in enumerate(ends) if update < end), len(ends) - 1)
     first, last = [0, *ends][index : index + 2]
     return index, config.phases[index].weights_at((update - first) / max(1, last - first))
 
 
-def is_balanced(config: PretrainConfig, update: int) -> bool:
+def is_balanced(config: TrainConfig, update: int) -> bool:
     """Whether weights are rescaled before the update with this index from 0."""
     at, every = config.balance.at, config.balance.every
     return at is not None and (update == at or (every > 0 and update > at and (update - at) % every == 0))
 
 
-def averages(config: PretrainConfig, engine: Engine, totals: Mapping[str, float]) -> dict[str, float]:
+def averages(config: TrainConfig, engine: Engine, totals: Mapping[str, float]) -> dict[str, float]:
     """Means over what each task's loss is a sum over, and over updates for what is no task's."""
     is_constant = config.balance.at is None and not any(
         isinstance(weight, LinearWeight | StepWeight) for phase in config.phases for weight in phase.weights.values()
@@ -172,7 +188,7 @@ def total_over_ranks(sums: Mapping[str, float], ranks: Ranks) -> dict[str, float
     return defaultdict(float, zip(names, ranks.total([sums[name] for name in names]), strict=True))
 
 
-def check_alive(config: PretrainConfig, entry: Mapping[str, float], update: int) -> None:
+def check_alive(config: TrainConfig, entry: Mapping[str, float], update: int) -> None:
     """ValueError where targets or predictions hardly vary any more, or few codes are used: a collapse."""
     guard = config.guard
     limits = {
@@ -184,6 +200,6 @@ def check_alive(config: PretrainConfig, entry: Mapping[str, float], update: int)
     for name, (limit, move) in limits.items():
         if update > guard.after_updates and entry.get(name, limit) < limit:
             raise ValueError(
-                f"pretrain: found {name} {entry[name]:.4g} at update {update}, wanted at least {limit:g}: "
+                f"{config.step}: found {name} {entry[name]:.4g} at update {update}, wanted at least {limit:g}: "
                 f"it has collapsed; lower optim.learning_rate or {move} and train again"
             )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from sonorant.config import PretrainConfig
+from sonorant.config import TrainConfig
 from sonorant.data.batching import Batch
 from sonorant.data.frames import num_frames, num_samples
 from sonorant.tasks.task import Per, Shares
@@ -18,7 +18,7 @@ from sonorant.training.distributed import Ranks, gradient_norm, without_exchange
 from sonorant.training.engine import Engine, Gather, Parts
 
 Counts = Mapping[Per, float]
-"""How many masked frames, frames and samples an update has over all ranks; and one update."""
+"""How many masked frames, frames, samples and utterances an update has over all ranks; and one update."""
 
 
 def count(batches: Sequence[Batch]) -> dict[Per, float]:
@@ -27,6 +27,7 @@ def count(batches: Sequence[Batch]) -> dict[Per, float]:
         "masked": float(sum(int(batch.mask.sum()) for batch in batches)),
         "frame": float(sum(len(batch.mask) for batch in batches)),
         "sample": float(sum(num_samples(num_frames(n)) for batch in batches for n in batch.num_samples)),
+        "utterance": float(sum(len(batch.num_samples) for batch in batches)),
     }
 
 
@@ -36,7 +37,7 @@ def scaled_weights(engine: Engine, weights: Mapping[str, float], counts: Counts)
 
 
 def run_update(
-    config: PretrainConfig,
+    config: TrainConfig,
     engine: Engine,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -71,7 +72,7 @@ def run_update(
         named = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         found = wrong or [f"the gradient of {name}" for name in named[:3]] or ["the gradient's norm"]
         raise ValueError(
-            f"pretrain: found {', '.join(found)} not finite at update {update + 1}, wanted numbers: "
+            f"{config.step}: found {', '.join(found)} not finite at update {update + 1}, wanted numbers: "
             "lower optim.learning_rate or set optim.max_grad_norm and train again"
         )
     if config.optim.max_grad_norm is not None and norm > config.optim.max_grad_norm:
@@ -83,7 +84,7 @@ def run_update(
 
 
 def gatherer(
-    config: PretrainConfig,
+    config: TrainConfig,
     engine: Engine,
     batches: Sequence[Batch],
     weights: Mapping[str, float],
@@ -107,12 +108,12 @@ def gatherer(
     return lambda shares: {name: together[name] for name in shares}
 
 
-def seed_part(config: PretrainConfig, update: int, ranks: Ranks, index: int) -> None:
+def seed_part(config: TrainConfig, update: int, ranks: Ranks, index: int) -> None:
     """Give a part random numbers of its own, so that a resumed run draws what an undisturbed one draws."""
     torch.manual_seed(hash((config.seed, update, ranks.rank, index)))
 
 
-def autocast(config: PretrainConfig, ranks: Ranks) -> torch.autocast:
+def autocast(config: TrainConfig, ranks: Ranks) -> torch.autocast:
     """bfloat16 where the recipe and the device want it."""
     wanted = config.precision == "bfloat16" and ranks.device.type == "cuda"
     return torch.autocast(ranks.device.type, torch.bfloat16, enabled=wanted)
