@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from sonorant.data.corpus import Utterance, read_corpus
-from sonorant.steps.prepare import prepare
+from sonorant.steps.prepare import convert, prepare
 
 RUN = """
 import json, sys
@@ -74,9 +74,7 @@ def test_real_speech(tmp_path: Path, shared_data: Path) -> None:
     metrics, utterances = run(tmp_path, source)
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert metrics["utterances"] == len(rows) == 120
-    assert metrics["hours"] == pytest.approx(
-        sum(row["num_samples"] for row in rows) / 16_000 / 3600, abs=1e-6
-    )
+    assert metrics["hours"] == pytest.approx(sum(row["num_samples"] for row in rows) / 16_000 / 3600, abs=1e-6)
     for utterance, row in zip(utterances, rows, strict=True):
         assert (utterance.id, utterance.split) == (row["id"], row["split"])
         assert utterance.speaker == f"timit/{row['speaker']}"
@@ -150,9 +148,7 @@ def test_bad_rows_are_refused_and_counted(tmp_path: Path) -> None:
     ann.joinpath("corrupt.flac").write_bytes(b"fLaC" + bytes(100))
     soundfile.write(ann / "silent.wav", np.zeros(16_000), 16_000)
     shutil.copy(tmp_path / "noise" / "speaker-0" / "000.wav", ann / "copy.wav")
-    metrics, utterances = run(
-        tmp_path, folder_source(tmp_path / "noise"), max_seconds=2, max_refused_share=0.5
-    )
+    metrics, utterances = run(tmp_path, folder_source(tmp_path / "noise"), max_seconds=2, max_refused_share=0.5)
     assert metrics["utterances"] == len(utterances) == 12
     assert metrics["refused"] == 5
     assert metrics["refused_share"] == pytest.approx(5 / 17, abs=1e-6)  # written to the millionth
@@ -207,6 +203,141 @@ def test_bad_manifest_rows_are_refused(tmp_path: Path) -> None:
         ("m", "m.jsonl:7", "broken row"),
         ("m", "m.jsonl:8", "broken row"),
     ]
+
+
+def write_picture(path: Path, seed: int, side: int = 16) -> None:
+    """A square PNG that no other seed gives."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)).save(path)
+
+
+def write_captions(folder: Path, splits: dict[str, str]) -> dict[str, Any]:
+    """Spoken captions by two speakers of each of these images, in the files of their splits; returns the source."""
+    for number, (image, split) in enumerate(splits.items()):
+        write_picture(folder / "images" / image, number)
+        for speaker in ("ann", "bob"):
+            write_noise(folder / "wavs" / f"{image}-{speaker}.wav", 2 * number + (speaker == "bob"))
+        captions = [
+            {"uttid": f"{image}-{speaker}", "speaker": speaker, "wav": f"wavs/{image}-{speaker}.wav", "text": "hi"}
+            for speaker in ("ann", "bob")
+        ]
+        path = folder / f"{split}.json"
+        content = json.loads(path.read_text()) if path.exists() else {"image_base_path": "images", "data": []}
+        content["data"].append({"image": image, "captions": captions})
+        path.write_text(json.dumps(content))
+    files = [{"name": f"{split}.json", "split": split} for split in dict.fromkeys(splits.values())]
+    return {"kind": "spoken_captions", "name": "coco", "path": str(folder), "files": files, "split_by": "image"}
+
+
+def test_spoken_captions_keep_their_splits_and_images(tmp_path: Path) -> None:
+    source = write_captions(tmp_path / "coco", {"a.png": "train", "b.png": "train", "c.png": "test"})
+    metrics, utterances = run(tmp_path, source)
+    assert (metrics["utterances"], metrics["speakers"], metrics["refused"]) == (6, 2, 0)
+    assert [(u.id, u.split) for u in utterances] == [
+        ("a.png-ann", "train"),
+        ("a.png-bob", "train"),
+        ("b.png-ann", "train"),
+        ("b.png-bob", "train"),
+        ("c.png-ann", "test"),
+        ("c.png-bob", "test"),
+    ]
+    for utterance in utterances:
+        assert utterance.picture() == (tmp_path / "coco" / "images" / utterance.id[:5]).read_bytes()
+    assert len(list((tmp_path / "corpus" / "images").rglob("*.png"))) == 3
+    # A corpus is a source as well, and splits as it was split.
+    again = {"kind": "lhotse", "name": "coco", "path": str(tmp_path / "corpus"), "split_by": "image"}
+    _, reread = run(tmp_path, again, name="again")
+    assert [(u.id, u.split, u.picture()) for u in reread] == [(u.id, u.split, u.picture()) for u in utterances]
+
+
+def test_an_image_is_in_one_split(tmp_path: Path) -> None:
+    splits = {"a.png": "train", "b.png": "train", "c.png": "dev", "d.png": "test", "e.png": "test"}
+    source = write_captions(tmp_path / "coco", splits)
+    images = tmp_path / "coco" / "images"
+    # Under other names, the same bytes.
+    (images / "a.png").write_bytes((images / "d.png").read_bytes())
+    (images / "c.png").write_bytes((images / "d.png").read_bytes())
+    _, utterances = run(tmp_path, source, max_refused_share=0.5)
+    assert [u.id for u in utterances] == ["b.png-ann", "b.png-bob", "d.png-ann", "d.png-bob", "e.png-ann", "e.png-bob"]
+    assert refusals(tmp_path / "corpus") == [
+        ("coco", f"wavs/{name}.wav", "image of another split")
+        for name in ("a.png-ann", "a.png-bob", "c.png-ann", "c.png-bob")
+    ]
+    with pytest.raises(ValueError, match=r"4 of 10 rows refused \(image of another split 4\)"):
+        run(tmp_path, source, name="strict")
+
+
+def test_an_image_is_in_one_split_of_all_shares(tmp_path: Path) -> None:
+    splits = {f"{number:02}.png": "test" if number > 20 else "train" for number in range(36)}
+    source = write_captions(tmp_path / "coco", splits)
+    images = tmp_path / "coco" / "images"
+    (images / "00.png").write_bytes((images / "35.png").read_bytes())
+    run(tmp_path, source)
+    assert [reason for _, _, reason in refusals(tmp_path / "corpus")] == ["image of another split"] * 2
+    config = {"sources": [source], "num_workers": 1}
+    shares = [tmp_path / f"share-{index}" for index in range(2)]
+    for index, share in enumerate(shares):
+        scratch = tmp_path / f"scratch-{index}"
+        convert({**config, "part": {"index": index, "count": 2}}, share=share, scratch=scratch)
+    prepare(config, corpus=tmp_path / "joined", shares=shares, scratch=tmp_path / "joined-scratch")
+    assert digest(tmp_path / "joined") == digest(tmp_path / "corpus")
+
+
+def test_a_row_that_is_left_out_does_not_claim_its_image(tmp_path: Path) -> None:
+    source = write_captions(tmp_path / "coco", {"a.png": "train", "b.png": "test", "c.png": "test"})
+    images, waves = tmp_path / "coco" / "images", tmp_path / "coco" / "wavs"
+    (images / "b.png").write_bytes((images / "a.png").read_bytes())
+    for speaker in ("ann", "bob"):
+        (waves / f"b.png-{speaker}.wav").write_bytes(b"no audio")
+    _, utterances = run(tmp_path, source, max_refused_share=0.5)
+    assert [(u.id, u.split) for u in utterances] == [
+        ("a.png-ann", "train"),
+        ("a.png-bob", "train"),
+        ("c.png-ann", "test"),
+        ("c.png-bob", "test"),
+    ]
+
+
+def test_images_are_refused_with_reasons(tmp_path: Path) -> None:
+    names = ["good.png", "cut.png", "page.png", "large.png", "gone.png"]
+    source = write_captions(tmp_path / "coco", dict.fromkeys(names, "train"))
+    images = tmp_path / "coco" / "images"
+    (images / "cut.png").write_bytes((images / "cut.png").read_bytes()[:300])
+    (images / "page.png").write_text("<html>")
+    write_picture(images / "large.png", 0, side=17)
+    (images / "gone.png").unlink()
+    _, utterances = run(tmp_path, source, max_refused_share=0.9, max_pixels=16 * 16)
+    assert [u.id for u in utterances] == ["good.png-ann", "good.png-bob"]
+    listed = (tmp_path / "corpus" / "refused.jsonl").read_text().splitlines()
+    reasons = {(line["reason"], line["detail"].partition(":")[0]) for line in map(json.loads, listed)}
+    assert reasons == {
+        ("unreadable image", "cut.png"),
+        ("unreadable image", "page.png"),
+        ("oversized image", "large.png"),
+        ("missing image", "no file gone.png"),
+    }
+
+
+def test_real_speech_of_real_images(tmp_path: Path, shared_data: Path) -> None:
+    folder = shared_data / "fsdd_digits"
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    some = [row for row in rows if row["take"] < 4]  # of each speaker and digit
+    with (tmp_path / "some.jsonl").open("w") as file:
+        for row in some:
+            row |= {"path": str(folder / row["path"]), "image": str(folder / row["image"])}
+            file.write(json.dumps(row) + "\n")
+    source = {"kind": "manifest", "name": "fsdd", "path": str(tmp_path / "some.jsonl")}
+    _, utterances = run(tmp_path, source, min_seconds=0.1, num_workers=2)
+    assert len(utterances) == len(some) == 240
+    assert {u.split for u in utterances} == {"train", "dev", "test"}
+    for utterance, row in zip(utterances, some, strict=True):
+        assert (utterance.id, utterance.split, utterance.text) == (row["id"], row["split"], row["text"])
+        assert utterance.picture() == Path(row["image"]).read_bytes()
+    files = {u.image: {v.split for v in utterances if v.image == u.image} for u in utterances}
+    assert len(files) == len({row["image"] for row in some}) < len(some)
+    assert all(len(splits) == 1 for splits in files.values())
 
 
 def test_too_many_refused_rows_fail_the_step(tmp_path: Path) -> None:

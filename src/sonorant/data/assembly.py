@@ -1,38 +1,52 @@
-"""From what sources offer to what a corpus holds: no name twice, no audio twice, one split a speaker."""
+"""From what sources offer to what a corpus holds: no name twice, no audio twice, one split a speaker and an image."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from sonorant.config import PrepareConfig, Source, SyntheticSource
+from sonorant.config import PrepareConfig, Source, Split, SyntheticSource
+from sonorant.config.prepare import ImagedSource
 from sonorant.data.corpus import REFUSED, Refused, Row, Taken
 from sonorant.data.intake import Outcome, RefusalError, fit_times
 from sonorant.data.sources import Entry
-from sonorant.data.splits import split_speakers
+from sonorant.data.splits import split_rows
 
 
 def choose_splits(entries: Sequence[Entry], source: Source, seed: int) -> list[Entry]:
-    """One source's entries, each row with its speaker's split, without the splits it does not keep.
+    """One source's entries, each row with its speaker's or image's split, without the splits it does not keep.
 
-    Raises ValueError where a speaker is in two splits or nothing is kept.
+    Raises ValueError where a speaker (or the image, where the source splits by image) is in two splits or nothing is
+    kept.
     """
     rows = [entry for entry in entries if isinstance(entry, Row)]
-    splits = split_speakers(rows, source.dev_share, source.test_share, seed)
+    by = source.split_by if isinstance(source, ImagedSource) else "speaker"
+    names = [name_image(row, source) if by == "image" else row.speaker for row in rows]
+    splits = split_rows(rows, by, names, source.dev_share, source.test_share, seed)
+    split_of = iter(splits)
     kept: list[Entry] = []
     for entry in entries:
         if isinstance(entry, Refused):
             kept.append(entry)
-        elif splits[entry.speaker] in source.splits:
-            kept.append(replace(entry, split=splits[entry.speaker]))
+        elif (split := next(split_of)) in source.splits:
+            kept.append(replace(entry, split=split))
     if rows and not any(isinstance(entry, Row) for entry in kept):
         raise ValueError(
-            f"source {source.name}: found rows of {sorted(set(splits.values()))} only, wanted some of "
+            f"source {source.name}: found rows of {sorted(set(splits))} only, wanted some of "
             f"{list(source.splits)}: change the source's splits or shares"
         )
     return kept
+
+
+def name_image(row: Row, source: Source) -> str:
+    """What a row's image is called, from its source on; a row without one is by itself."""
+    root = source_root(source)
+    assert root is not None
+    return f"row {row.id}" if row.image is None else Path(os.path.relpath(row.image, root)).as_posix()
 
 
 def name_apart(entries: Sequence[Entry], config: PrepareConfig) -> list[Entry]:
@@ -83,6 +97,26 @@ def settle(
             continue
         first_with[outcome.digest] = entry.id
         yield taken
+
+
+def part_images(settled: Sequence[Taken | Refused], config: PrepareConfig) -> list[Taken | Refused]:
+    """The same, but each image in one split: of the rows of one image those of test are kept, else those of dev.
+
+    Images are the same where their files' bytes are. What is measured on stays whole; training has the most to spare.
+    """
+    order = get_args(Split)
+    split_of: dict[str, Split] = {}
+    for one in settled:
+        if isinstance(one, Taken) and one.image:
+            split_of[one.image.stem] = max(split_of.get(one.image.stem, one.split), one.split, key=order.index)
+    parted: list[Taken | Refused] = []
+    for one in settled:
+        if isinstance(one, Taken) and one.image and (split := split_of[one.image.stem]) != one.split:
+            detail = f"its image is in {split}, the row in {one.split}"
+            parted.append(refuse(one.row, config, "image of another split", detail))
+        else:
+            parted.append(one)
+    return parted
 
 
 def make_taken(row: Row, outcome: Outcome, folder: Path) -> Taken:

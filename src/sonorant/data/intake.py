@@ -14,12 +14,16 @@ import os
 import re
 import shutil
 import signal
+import struct
 import tempfile
 import threading
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,12 @@ from sonorant.data.progress import Report
 SHARD_ROWS = 32
 OUTCOMES = "outcomes.jsonl"
 PARTIAL = ".partial-"
+REGIONS = ".npz"
+# What Pillow decodes on its own; for some of its other formats it starts programs.
+PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel at most
+IMAGE_BYTES = 1 << 26  # of a file, and of the arrays in it; of a picture also what its pixels may take
+BOX_TOLERANCE = 1e-5  # detectors count pixels, and boxes are scaled in float32
 TIME_TOLERANCE = 0.01  # s: manifests round their times, to hundredths at worst
 LOUDEST = 4.0  # full scales: beyond it, samples were not meant to lie in [-1, 1]
 LONGEST_STREAM = 0x7FFF0000  # bytes: from here on a WAV header means that its writer did not know
@@ -68,25 +78,30 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a row must lie within: its duration in seconds, and the pixels of its image."""
+
+    min_seconds: float
+    max_seconds: float
+    max_pixels: int
+
+
+@dataclass(frozen=True)
 class Shard:
-    """Rows that one process takes, the bounds of their durations in seconds, and the folder it fills."""
+    """Rows that one process takes, what they must lie within, and the folder it fills."""
 
     folder: Path
     rows: tuple[Row, ...]
-    min_seconds: float
-    max_seconds: float
+    limits: Limits
 
     def outcomes(self) -> list[Outcome]:
         """What became of each row, once the folder is there."""
-        return [
-            Outcome(**json.loads(line)) for line in (self.folder / OUTCOMES).read_text("utf-8").splitlines()
-        ]
+        return [Outcome(**json.loads(line)) for line in (self.folder / OUTCOMES).read_text("utf-8").splitlines()]
 
 
 def take_rows(
     rows: Sequence[Row],
-    min_seconds: float,
-    max_seconds: float,
+    limits: Limits,
     folder: Path,
     num_workers: int,
     report: Report,
@@ -99,8 +114,7 @@ def take_rows(
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder)
     shards = [
-        plan_shard(folder, tuple(rows[first : first + SHARD_ROWS]), min_seconds, max_seconds)
-        for first in range(0, len(rows), SHARD_ROWS)
+        plan_shard(folder, tuple(rows[first : first + SHARD_ROWS]), limits) for first in range(0, len(rows), SHARD_ROWS)
     ]
     missing = [shard for shard in shards if not shard.folder.is_dir()]
     done = len(rows) - sum(len(shard.rows) for shard in missing)
@@ -125,12 +139,12 @@ def remove_partial(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- shards
 
 
-def plan_shard(folder: Path, rows: tuple[Row, ...], min_seconds: float, max_seconds: float) -> Shard:
+def plan_shard(folder: Path, rows: tuple[Row, ...], limits: Limits) -> Shard:
     """The shard of these rows, its folder named after all that its content follows from."""
-    made_from: list[object] = [min_seconds, max_seconds, soundfile.__libsndfile_version__]
+    made_from: list[object] = [*astuple(limits), soundfile.__libsndfile_version__]
     made_from += [[vars(row), file_state(row.path), row.image and file_state(row.image)] for row in rows]
     digest = hashlib.sha256(json.dumps(made_from, default=str).encode()).hexdigest()
-    return Shard(folder / digest[:32], rows, min_seconds, max_seconds)
+    return Shard(folder / digest[:32], rows, limits)
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
@@ -181,7 +195,8 @@ def fill_shard(shard: Shard) -> int:
     """Take a shard's rows into its folder; returns how many there were."""
     partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=shard.folder.parent))
     try:
-        outcomes = [take_row(row, partial, shard.min_seconds, shard.max_seconds) for row in shard.rows]
+        images = ImageIntake(partial, shard.limits.max_pixels)
+        outcomes = [take_row(row, partial, shard.limits, images) for row in shard.rows]
         lines = [json.dumps(vars(outcome), ensure_ascii=False) + "\n" for outcome in outcomes]
         (partial / OUTCOMES).write_text("".join(lines), encoding="utf-8")
         partial.rename(shard.folder)
@@ -193,11 +208,35 @@ def fill_shard(shard: Shard) -> int:
 # ------------------------------------------------------------------------------------------------------ rows
 
 
-def take_row(row: Row, folder: Path, min_seconds: float, max_seconds: float) -> Outcome:
-    """Read and check a row and write its audio and image to `folder`, named after their content."""
+class ImageIntake:
+    """The images of a shard in its folder, named after their content; one that many rows speak of is read once."""
+
+    def __init__(self, folder: Path, max_pixels: int) -> None:
+        self._folder, self._max_pixels = folder, max_pixels
+        self._taken: dict[Path, str | RefusalError] = {}
+
+    def take(self, path: Path) -> str:
+        """Check an image and write it; returns its name. RefusalError as `read_image` has it."""
+        if path not in self._taken:
+            try:
+                content = read_image(path, self._max_pixels)
+            except RefusalError as refusal:
+                self._taken[path] = refusal
+            else:
+                name = f"{digest_bytes(content)}{path.suffix.lower()}"
+                (self._folder / name).write_bytes(content)
+                self._taken[path] = name
+        taken = self._taken[path]
+        if isinstance(taken, RefusalError):
+            raise taken
+        return taken
+
+
+def take_row(row: Row, folder: Path, limits: Limits, images: ImageIntake) -> Outcome:
+    """Read and check a row and write its audio to `folder`, named after its content, and its image."""
     try:
-        samples = read_row(row, min_seconds, max_seconds)
-        image = read_image(row.image) if row.image else None
+        samples = read_row(row, limits.min_seconds, limits.max_seconds)
+        image = images.take(row.image) if row.image else None
     except RefusalError as refusal:
         return Outcome(reason=refusal.reason, detail=refusal.detail)
     digest = digest_bytes(samples.astype("<i2").tobytes())
@@ -206,11 +245,7 @@ def take_row(row: Row, folder: Path, min_seconds: float, max_seconds: float) -> 
     soundfile.write(flac, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     audio = f"{digest}.flac"
     (folder / audio).write_bytes(flac.getvalue())
-    if row.image is None or image is None:
-        return Outcome(digest, len(samples), audio)
-    picture = f"{digest_bytes(image)}{row.image.suffix.lower()}"
-    (folder / picture).write_bytes(image)
-    return Outcome(digest, len(samples), audio, picture)
+    return Outcome(digest, len(samples), audio, image)
 
 
 def digest_bytes(content: bytes) -> str:
@@ -274,11 +309,7 @@ def check_whole(path: Path, file: soundfile.SoundFile) -> None:
     else:
         return
     if promised > found:
-        detail = (
-            "no last page"
-            if file.format == "OGG"
-            else f"a header that promises {promised}, and {found} found"
-        )
+        detail = "no last page" if file.format == "OGG" else f"a header that promises {promised}, and {found} found"
         raise RefusalError("truncated", detail)
 
 
@@ -327,19 +358,80 @@ def to_int16(wave: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
 
 
-def read_image(path: Path) -> bytes:
-    """An image's file as it is; RefusalError where it is missing or cannot be decoded."""
-    from PIL import Image, UnidentifiedImageError
+def read_image(path: Path, max_pixels: int) -> bytes:
+    """The file, as it is, of a picture, or of the regions that a detector found in one (`.npz`).
 
+    Raises RefusalError where it is missing, cannot be decoded or is too large.
+    """
     if not path.is_file():
         raise RefusalError("missing image", f"no file {path.name}")
-    content = path.read_bytes()
+    is_regions = path.suffix.lower() == REGIONS
+    max_bytes = IMAGE_BYTES if is_regions else max(IMAGE_BYTES, 4 * max_pixels)
+    if (size := path.stat().st_size) > max_bytes:
+        raise RefusalError("oversized image", f"{path.name}: {size} bytes, wanted at most {max_bytes}")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise RefusalError("unreadable image", f"{path.name}: {type(error).__name__}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise RefusalError("unreadable image", f"{path.name}: {error.strerror}") from None
+    if is_regions:
+        check_regions(path.name, content)
+    else:
+        check_picture(path.name, content, max_pixels)
     return content
+
+
+def check_picture(name: str, content: bytes, max_pixels: int) -> None:
+    """RefusalError where no picture can be decoded, or its header, read before any of it is, gives too many pixels.
+
+    Of one that moves, the first frame is what is seen later, and what is checked.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # What Pillow would warn of is refused below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=PICTURES)
+        with image:
+            if image.width * image.height > max_pixels:
+                detail = f"{name}: {image.width} × {image.height} pixels, wanted at most {max_pixels}"
+                raise RefusalError("oversized image", detail)
+            if image.mode not in MODES:
+                detail = f"{name}: mode {image.mode}, wanted one of at most 8 bits a channel"
+                raise RefusalError("unreadable image", detail)
+            image.load()
+    except Image.DecompressionBombError:
+        raise RefusalError("oversized image", f"{name}: far more than {max_pixels} pixels") from None
+    except UnidentifiedImageError:
+        raise RefusalError("unreadable image", f"{name}: none of {', '.join(PICTURES)}") from None
+    # Pillow's decoders fail in any of these ways.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+        raise RefusalError("unreadable image", f"{name}: {error or type(error).__name__}") from None
+
+
+def check_regions(name: str, content: bytes) -> None:
+    """RefusalError where a file does not hold `features` (R, D) and `boxes` (R, 4), these scaled to [0, 1]."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > IMAGE_BYTES:
+                raise RefusalError("oversized image", f"{name}: {size} bytes, wanted at most {IMAGE_BYTES}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            features, boxes = arrays["features"], arrays["boxes"]
+    # What zipfile and numpy say of a file that is not whole, lacks an array, or must not be unpickled.
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        detail = str(error).partition("\n")[0] or type(error).__name__
+        raise RefusalError("unreadable image", f"{name}: {detail}") from None
+    except MemoryError:
+        # numpy makes room for what an array's header says before it reads it.
+        raise RefusalError("oversized image", f"{name}: an array that no memory holds") from None
+    found = f"features {features.shape} {features.dtype} and boxes {boxes.shape} {boxes.dtype}"
+    is_floats = features.dtype.kind == boxes.dtype.kind == "f"
+    if not is_floats or features.ndim != 2 or not features.size or boxes.shape != (len(features), 4):
+        raise RefusalError("unreadable image", f"{name}: {found}, wanted floats (R, D) and (R, 4)")
+    if not np.isfinite(features).all():
+        raise RefusalError("unreadable image", f"{name}: NaN or infinity in its features")
+    if not ((boxes >= -BOX_TOLERANCE) & (boxes <= 1 + BOX_TOLERANCE)).all():
+        raise RefusalError("unreadable image", f"{name}: boxes that are not scaled to [0, 1]")
 
 
 def fit_times(segments: tuple[Segment, ...] | None, seconds: float, kind: str) -> tuple[Segment, ...] | None:

@@ -6,12 +6,12 @@ import gzip
 import json
 import tarfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from sonorant.artifacts import ELSEWHERE
 from sonorant.config import (
@@ -24,6 +24,7 @@ from sonorant.config import (
     Split,
     SyntheticSource,
 )
+from sonorant.config.prepare import CaptionFile, SpokenCaptionsSource
 from sonorant.data.corpus import CUTS, Refused, Row, Segment
 from sonorant.data.intake import digest_bytes
 from sonorant.data.progress import Report
@@ -74,7 +75,7 @@ def read_source(source: Source, folder: Path, num_workers: int, report: Report, 
         raise ValueError(
             f"source {source.name}: found a folder at {source.path}, wanted {wanted(source)}: name the file"
         )
-    if source.path.is_file() and isinstance(source, LibrispeechSource | FolderSource):
+    if source.path.is_file() and isinstance(source, LibrispeechSource | FolderSource | SpokenCaptionsSource):
         raise ValueError(
             f"source {source.name}: found a file at {source.path}, wanted {wanted(source)}: give the folder"
         )
@@ -87,6 +88,8 @@ def read_source(source: Source, folder: Path, num_workers: int, report: Report, 
             entries = list(read_folder(source))
         case LhotseSource():
             entries = list(read_lhotse(source, folder))
+        case SpokenCaptionsSource():
+            entries = [entry for file in source.files for entry in read_captions(source, file)]
     if not entries:
         raise ValueError(
             f"source {source.name}: found no utterance in {source.path}, wanted {wanted(source)}: check it"
@@ -102,6 +105,7 @@ def wanted(source: Source) -> str:
         "librispeech": "a folder as LibriSpeech's, subset/speaker/chapter/*.flac",
         "folder": "a folder of audio files",
         "lhotse": "a lhotse cut manifest (.jsonl, .jsonl.gz) or Shar folder",
+        "spoken_captions": "the folder of its JSON files",
     }[source.kind]
 
 
@@ -118,9 +122,7 @@ def name_silences(phones: tuple[Segment, ...] | None) -> tuple[Segment, ...] | N
     """Phones with one name for all that is silence."""
     if phones is None:
         return None
-    return tuple(
-        (SILENCE if label.lower() in SILENCES else label, start, end) for label, start, end in phones
-    )
+    return tuple((SILENCE if label.lower() in SILENCES else label, start, end) for label, start, end in phones)
 
 
 # -------------------------------------------------------------------------------------------------- manifest
@@ -181,9 +183,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: found no whole gzip file ({error}), wanted one: write or fetch it again"
-        ) from None
+        raise ValueError(f"{path}: found no whole gzip file ({error}), wanted one: write or fetch it again") from None
 
 
 def refuse_line(source: ManifestSource | LhotseSource, number: int, detail: str) -> Refused:
@@ -301,9 +301,7 @@ def read_cut(source: LhotseSource, cut: Any, number: int, beside: Path, folder: 
         return Refused(source.name, getattr(cut, "id", None), f"{source.path.name}:{number}", reason, detail)
 
     if not isinstance(cut, MonoCut | MultiCut):
-        return refuse(
-            "unsupported cut", f"a {type(cut).__name__}, wanted a MonoCut or MultiCut: save its audio first"
-        )
+        return refuse("unsupported cut", f"a {type(cut).__name__}, wanted a MonoCut or MultiCut: save its audio first")
     if cut.recording is None:
         return refuse("missing file", "a cut without a recording")
     recording, supervisions = cut.recording, sorted(cut.supervisions, key=lambda s: s.start)
@@ -313,9 +311,7 @@ def read_cut(source: LhotseSource, cut: Any, number: int, beside: Path, folder: 
         return refuse("unsupported cut", f"a recording with {found}, wanted one file: save its audio first")
     speakers = {s.speaker for s in supervisions if s.speaker is not None}
     if len(speakers) > 1:
-        return refuse(
-            "several speakers", f"{sorted(map(str, speakers))}, wanted one: trim cuts to supervisions"
-        )
+        return refuse("several speakers", f"{sorted(map(str, speakers))}, wanted one: trim cuts to supervisions")
     audio, custom = recording.sources[0], cut.custom or {}
     if kinds == ["file"]:
         path = Path(audio.source)
@@ -359,3 +355,166 @@ def keep_bytes(content: bytes, folder: Path) -> Path:
         partial.write_bytes(content)
         partial.rename(path)
     return path
+
+
+# ------------------------------------------------------------------------------------------- spoken captions
+
+LAYOUTS = (
+    'wanted {"data": [{"image", "captions": [{"uttid", "speaker", "wav", "text"}]}]} (SpokenCOCO), {"data": [{"image", '
+    '"uttid", "speaker", "wav", "asr_text"}]} (Places Audio, Flickr8k) or {"images": [{"filename", "split", '
+    '"sentences": [{"raw"}]}]} (Karpathy\'s Flickr8k)'
+)
+Named = Literal["train", "restval", "dev", "val", "test"]
+SPLITS: dict[Named, Split] = {"train": "train", "restval": "train", "dev": "dev", "val": "dev", "test": "test"}
+CAPTIONS, SPEAKERS, WAVES = "wav2capt.txt", "wav2spk.txt", "wavs"
+"""What Flickr8k's recordings come with: lines of wave, image and #caption; lines of wave and speaker; the waves."""
+
+
+class Caption(BaseModel):
+    """One recording of a caption. `wav` and `image` begin at the folders of theirs."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    uttid: Text
+    speaker: Text
+    wav: Text
+    image: Text
+    text: str | None = Field(None, validation_alias=AliasChoices("text", "asr_text"))
+    split: Named | None = None
+
+
+class Sentence(BaseModel):
+    """A caption as it was written."""
+
+    raw: str
+
+
+class CaptionedImage(BaseModel):
+    """An image in Karpathy's files; its sentences are numbered from 0."""
+
+    filename: Text
+    split: Named
+    sentences: tuple[Sentence, ...]
+
+
+def read_captions(source: SpokenCaptionsSource, file: CaptionFile) -> Iterator[Entry]:
+    """The rows of one JSON file, and as refused ones its captions that are none.
+
+    Raises ValueError where the file has none of the known layouts, or its folders are not there.
+    """
+    path = source.path / file.name
+    if not path.is_file():
+        raise ValueError(f"source {source.name}: found no file {path}, wanted one of its files: correct its name")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"source {source.name}: found no JSON in {path} ({error}), wanted it whole: fetch it again"
+        ) from None
+    keys = content if isinstance(content, dict) else {}
+    is_karpathy = "data" not in keys
+    items = keys.get("images" if is_karpathy else "data")
+    if not isinstance(items, list):
+        found = f"the keys {sorted(keys)[:5]}" if keys else f"a {type(content).__name__}"
+        raise ValueError(f"source {source.name}: found {found} in {path}, {LAYOUTS}: give a file of these")
+    audio = find_base(source, path, content, "audio")
+    images = find_base(source, path, content, "image")
+    for place, caption in read_karpathy(source, items, audio) if is_karpathy else unroll(items):
+        name = f"{file.name.as_posix()}:{place}"
+        uttid = caption.get("uttid") if isinstance(caption, dict) else None
+        try:
+            if isinstance(caption, ValidationError):
+                raise caption
+            one = Caption.model_validate(caption)
+        except ValidationError as error:
+            yield Refused(source.name, str(uttid) if uttid else None, name, "broken row", describe_faults(error))
+            continue
+        split = None if one.split is None else SPLITS[one.split]
+        if split and file.split and split != file.split:
+            detail = f"split: {one.split!r}, wanted {file.split} as the source says of its file"
+            yield Refused(source.name, one.uttid, name, "broken row", detail)
+            continue
+        yield Row(
+            id=one.uttid,
+            source=source.name,
+            speaker=one.speaker,
+            path=audio / one.wav,
+            split=file.split or split,
+            text=one.text,
+            image=images / one.image,
+        )
+
+
+def find_base(
+    source: SpokenCaptionsSource, path: Path, content: dict[str, Any], kind: Literal["audio", "image"]
+) -> Path:
+    """The folder of a file's recordings or images: as the source says, else as the file, else the source's path."""
+    setting = "audio" if kind == "audio" else "images"
+    given = getattr(source, setting)
+    base = given if given is not None else content.get(f"{kind}_base_path") or ""
+    if not isinstance(base, str | Path):
+        raise ValueError(f"source {source.name}: found {kind}_base_path {base!r} in {path}, wanted a path: correct it")
+    folder = source.path / base
+    if not folder.is_dir():
+        whence = "as its section says" if given is not None else f"as {kind}_base_path of {path.name} says"
+        raise ValueError(
+            f"source {source.name}: found no folder {folder}, {whence}, wanted the one of its {setting}: set "
+            f"`{setting}` of the source"
+        )
+    return folder
+
+
+def unroll(items: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Place and fields of each caption: an item is one, or an image with several."""
+    for i, item in enumerate(items):
+        if not isinstance(item, dict) or not ("captions" in item or "caption" in item):
+            yield f"data[{i}]", item
+            continue
+        image = {key: item[key] for key in ("image", "split") if key in item}
+        # One caption an item: SpokenCOCO unrolled, as FaST-VGS reads it.
+        captions = item.get("captions", [item.get("caption")])
+        if not isinstance(captions, list):
+            yield f"data[{i}].captions", captions
+            continue
+        for j, caption in enumerate(captions):
+            yield f"data[{i}].captions[{j}]", {**image, **caption} if isinstance(caption, dict) else caption
+
+
+def read_karpathy(source: SpokenCaptionsSource, items: list[Any], audio: Path) -> Iterator[tuple[str, Any]]:
+    """Place and fields of each recorded caption of Karpathy's images of Flickr8k, or what is wrong with an image."""
+    recorded: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for wav, image, number in read_columns(source, audio / CAPTIONS, 3):
+        recorded[image].append((wav, number))
+    speakers = dict(read_columns(source, audio / SPEAKERS, 2))
+    for i, item in enumerate(items):
+        try:
+            one = CaptionedImage.model_validate(item)
+        except ValidationError as error:
+            yield f"images[{i}]", error
+            continue
+        sentences = {f"#{number}": sentence.raw for number, sentence in enumerate(one.sentences)}
+        for wav, number in recorded[one.filename]:
+            caption = {
+                "uttid": Path(wav).stem,
+                "speaker": speakers.get(wav),
+                "wav": f"{WAVES}/{wav}",
+                "image": one.filename,
+                "text": sentences.get(number),
+                "split": one.split,
+            }
+            yield f"images[{i}] {wav}", {key: value for key, value in caption.items() if value is not None}
+
+
+def read_columns(source: SpokenCaptionsSource, path: Path, num: int) -> Iterator[list[str]]:
+    """The words of each line. Raises ValueError where there is no such file or a line has more or fewer."""
+    if not path.is_file():
+        raise ValueError(
+            f"source {source.name}: found no {path}, wanted it beside the recordings that Karpathy's file has no word "
+            "of: set `audio` of the source to Flickr8k's flickr_audio"
+        )
+    for line_number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        words = line.split()
+        if words and len(words) != num:
+            raise ValueError(f"{path}:{line_number}: found {len(words)} words, wanted {num}: correct the line")
+        if words:
+            yield words

@@ -33,7 +33,7 @@ def convert(config: ConvertConfig, *, share: Out, scratch: Scratch) -> Metrics:
 def prepare(config: PrepareConfig, *, corpus: Out, scratch: Scratch, shares: Ins | None = None) -> Metrics:
     """Check and resample the speech of all sources, and write a corpus whose splits share no speaker."""
     from sonorant.artifacts import read_record
-    from sonorant.data.assembly import check_enough, name_apart, settle
+    from sonorant.data.assembly import check_enough, name_apart, part_images, settle
     from sonorant.data.corpus import REFUSED, Refused, Row, Taken, write_corpus, write_refused
     from sonorant.data.shares import of_rows, read_shares
     from sonorant.data.sources import describe_source
@@ -48,7 +48,7 @@ def prepare(config: PrepareConfig, *, corpus: Out, scratch: Scratch, shares: Ins
         kinds = {source.name: describe_source(source) for source in config.sources}
         named = name_apart([entry for source in config.sources for _, entry in parts[source.name]], config)
         outcomes = taken("prepare", [entry for entry in named if isinstance(entry, Row)], config, scratch)
-    settled = list(settle(named, outcomes, config))
+    settled = part_images(list(settle(named, outcomes, config)), config)
     kept = [one for one in settled if isinstance(one, Taken)]
     refused = [one for one in settled if isinstance(one, Refused)]
     write_refused(scratch / REFUSED, refused)
@@ -75,14 +75,12 @@ def read_parts(step: str, config: PrepareConfig, part: Part, scratch: Path) -> d
     return parts
 
 
-def taken(
-    step: str, rows: Sequence[Row], config: PrepareConfig, scratch: Path
-) -> Iterator[tuple[Outcome, Path]]:
+def taken(step: str, rows: Sequence[Row], config: PrepareConfig, scratch: Path) -> Iterator[tuple[Outcome, Path]]:
     """What becomes of each row, and the folder of its files."""
-    from sonorant.data.intake import take_rows
+    from sonorant.data.intake import Limits, take_rows
     from sonorant.data.progress import shown_progress
 
-    limits = (config.min_seconds, config.max_seconds)
+    limits = Limits(config.min_seconds, config.max_seconds, config.max_pixels)
     with shown_progress(f"{step}: checking", "rows") as report:
-        for _, outcome, folder in take_rows(rows, *limits, scratch / "shards", config.num_workers, report):
+        for _, outcome, folder in take_rows(rows, limits, scratch / "shards", config.num_workers, report):
             yield outcome, folder
