@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
+from PIL import Image
 
 from sonorant.evaluation.report import (
     MEASURES,
+    RETRIEVAL,
     Example,
     Report,
+    Search,
+    Shown,
     System,
     best_systems,
     render,
@@ -47,6 +52,35 @@ def make_report() -> Report:
         durations=[1.0, 2.0],
         provenance={"commit": "abc", "config": {"dim": 3}},
     )
+
+
+def make_search(own_place: int, picture: bytes | None) -> Search:
+    """An utterance whose own image comes at that place of nine; the first two bear other words, the third the same."""
+
+    def shown(place: int) -> Shown:
+        mark = "right" if place == own_place else "same words" if place == 3 else ""
+        return Shown(f"image{place}.png", "a <b> dog", picture, place, 1 / place, mark)
+
+    wave = np.sin(np.arange(4000, dtype=np.float32))
+    found = [shown(place) for place in range(1, 6)]
+    return Search("u3", "a <b> dog", wave, found, shown(own_place), 9)
+
+
+def make_retrieval_report(*searches: Search) -> Report:
+    """A page of a model that finds images, beside chance and a model that cannot."""
+    scores = {"speech_to_image_recall_at_1": 0.25, "speech_to_image_median_rank": 3.5}
+    systems = [
+        System("model", "this model", "d", {"pnmi": 0.5} | scores),
+        System("mfcc", "MFCC", "39 dimensions", {"pnmi": 0.4}),
+        System("chance", "chance", "a random order", dict.fromkeys(scores, 0.111)),
+    ]
+    return Report("t", systems, searches=searches)
+
+
+def section(page: str, name: str) -> str:
+    """One section of the page, empty where it has none."""
+    found = re.search(rf"<section><h2>{name}</h2>(.*?)</section>", page, re.DOTALL)
+    return found[1] if found else ""
 
 
 class Balanced(HTMLParser):
@@ -144,3 +178,44 @@ def test_units_are_sorted_by_the_phone_they_stand_for() -> None:
 def test_curves_keep_the_updates_at_which_a_number_was_logged() -> None:
     curves = training_curves([{"update": 5, "loss": 2.0}, {"update": 9, "loss": 1.0, "note": "x", "std": 3}])
     assert curves == {"loss": ([5.0, 9.0], [2.0, 1.0]), "std": ([9.0], [3.0])}
+
+
+def test_retrieval_has_a_table_of_its_own() -> None:
+    page = render(make_retrieval_report())
+    found, scores = section(page, "Retrieval"), section(page, "Scores")
+    assert "Speech to image, its own" in found
+    assert "recall at 5" not in found  # nobody's was measured
+    assert ("0.250" in found, "0.111" in found, "MFCC" in found) == (True, True, False)
+    assert ("recall at" in scores, "chance" in scores, "MFCC" in scores) == (False, False, True)
+    assert section(render(make_report()), "Retrieval") == ""
+
+
+def test_what_an_utterance_finds_stands_in_order_and_the_right_one_is_named() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), "red").save(buffer, "png")
+    page = render(make_retrieval_report(make_search(2, buffer.getvalue()), make_search(7, buffer.getvalue())))
+    images = [image for image in read(page).images if str(image["src"]).startswith("data:image/png")]
+    for image in images:
+        with Image.open(io.BytesIO(base64.b64decode(str(image["src"]).split(",")[1]))) as picture:
+            assert picture.size == (4, 3)
+    names = re.findall(r"image(\d)\.png", " ".join(str(image["alt"]) for image in images))
+    assert names == [*"12345", *"123457"]  # its own, where it is not among the five, comes after them
+    marks = re.findall(r'<div class="mark">([^<]*)</div>', section(page, "Retrieval"))
+    assert marks == ["–", "right", "same words", "–", "–", "–", "–", "same words", "–", "–", "right"]
+    assert "u3: its own image is number 2 of 9" in page
+    assert "u3: its own image is number 7 of 9" in page
+    assert "a &lt;b&gt; dog" in page
+    assert "a <b> dog" not in page
+
+
+def test_an_image_of_which_there_is_no_picture_is_named() -> None:
+    page = render(make_retrieval_report(make_search(1, None)))
+    assert [str(image["alt"]) for image in read(page).images] == ["Waveform of u3"]
+    assert re.findall(r'<div class="unseen">(image\d)', page) == [f"image{place}" for place in range(1, 6)]
+
+
+def test_a_lower_median_rank_is_better() -> None:
+    measures = {measure.key: measure for group in RETRIEVAL.values() for measure in group}
+    systems = [System(name, name, "", {"image_to_speech_median_rank": rank}) for name, rank in (("a", 3), ("b", 4))]
+    assert best_systems(measures["image_to_speech_median_rank"], systems) == {"a"}
+    assert len(measures) == 2 * 2 * 4

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, frame_centres
 from sonorant.evaluation.abx import SILENCE, Segment
+from sonorant.evaluation.retrieval import TOPS
 from sonorant.evaluation.units import Joint, collapse
 
 
@@ -58,7 +60,21 @@ MEASURES: Mapping[str, Sequence[Measure]] = {
         Measure("bitrate_dedup_durations", "bits a second without repeats, with durations", decimals=1),
     ],
 }
-HEADLINES = ("abx_across_any", "abx_within_any", "pnmi", "bitrate_dedup")
+RETRIEVAL: Mapping[str, Sequence[Measure]] = {
+    f"{way_name}, {kind_name}": [
+        *(Measure(f"{way}_recall_at_{top}{kind}", f"recall at {top}", "higher") for top in TOPS),
+        Measure(f"{way}_median_rank{kind}", "median rank", "lower", 1),
+    ]
+    for way, way_name in {"speech_to_image": "Speech to image", "image_to_speech": "Image to speech"}.items()
+    for kind, kind_name in {"": "its own", "_by_class": "any with the same words"}.items()
+}
+HEADLINES = {
+    "abx_across_any": "ABX error, across speakers, any context",
+    "abx_within_any": "ABX error, within speakers, any context",
+    "pnmi": "PNMI",
+    "bitrate_dedup": "bits a second without repeats",
+    "speech_to_image_recall_at_1_by_class": "speech to image of the same words, recall at 1",
+}
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -84,6 +100,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """An image that was searched, and its place from 1 on; picture: PNG, None where there is nothing to see."""
+
+    name: str
+    text: str | None
+    picture: bytes | None
+    place: int
+    score: float
+    mark: Literal["right", "same words", ""]
+
+
+@dataclass(frozen=True)
+class Search:
+    """An utterance, the images that it found first, and its own image, which may be none of these."""
+
+    id: str
+    text: str | None
+    wave: NDArray[np.float32]
+    found: Sequence[Shown]
+    own: Shown
+    num_images: int
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. The first system is the model."""
 
@@ -93,6 +133,7 @@ class Report:
     journal: Sequence[Mapping[str, Any]] = ()
     joint: Joint | None = None
     examples: Sequence[Example] = ()
+    searches: Sequence[Search] = ()
     corpus: Sequence[Mapping[str, str | int | float]] = ()
     """Rows of the corpus table, all with the same keys."""
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -106,7 +147,8 @@ def render(report: Report) -> str:
     """The page as HTML."""
     with matplotlib.rc_context(DRAWING):
         sections = [
-            ("Scores", _headlines(report.systems) + _score_tables(report.systems)),
+            ("Scores", _headlines(report.systems) + _score_tables(MEASURES, report.systems) + PURITIES),
+            ("Retrieval", _retrieval(report)),
             ("Training", _training(report.journal)),
             ("Units and phones", _heat_map(report.joint)),
             ("Utterances", _examples(report.examples)),
@@ -114,7 +156,7 @@ def render(report: Report) -> str:
             ("Provenance", _provenance(report.provenance)),
         ]
     notes = "".join(f'<p class="note">{_escape(note)}</p>' for note in report.notes)
-    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections)
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -141,34 +183,42 @@ def best_systems(measure: Measure, systems: Sequence[System]) -> set[str]:
     return {key for key, value in printed.items() if value == best}
 
 
+def measured(
+    groups: Mapping[str, Sequence[Measure]], systems: Sequence[System]
+) -> tuple[dict[str, list[Measure]], list[System]]:
+    """The groups and measures of which there is a score, and the systems that have one."""
+    keys = {key for system in systems for key in system.scores}
+    present = {group: [m for m in measures if m.key in keys] for group, measures in groups.items()}
+    present = {group: measures for group, measures in present.items() if measures}
+    rows = {measure.key for measures in present.values() for measure in measures}
+    return present, [system for system in systems if rows & set(system.scores)]
+
+
 def _headlines(systems: Sequence[System]) -> str:
     ours, baselines = systems[0], systems[1:]
-    measures = {measure.key: measure for group in MEASURES.values() for measure in group}
+    measures = {m.key: m for groups in (MEASURES, RETRIEVAL) for group in groups.values() for m in group}
     tiles = []
-    for measure in (measures[key] for key in HEADLINES if key in ours.scores):
+    for key, title in HEADLINES.items():
+        if key not in ours.scores:
+            continue
         others = ", ".join(
-            f"{_escape(s.name)} {show_score(measure, s.scores[measure.key])}"
-            for s in baselines
-            if measure.key in s.scores
+            f"{_escape(s.name)} {show_score(measures[key], s.scores[key])}" for s in baselines if key in s.scores
         )
-        group = "ABX error, " if measure.key.startswith("abx") else ""
         tiles.append(
-            f'<div class="tile"><div class="what">{group}{_escape(measure.name)}</div>'
-            f'<div class="value">{show_score(measure, ours.scores[measure.key])}</div>'
+            f'<div class="tile"><div class="what">{_escape(title)}</div>'
+            f'<div class="value">{show_score(measures[key], ours.scores[key])}</div>'
             f'<div class="others">{others}</div></div>'
         )
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _score_tables(systems: Sequence[System]) -> str:
+def _score_tables(groups: Mapping[str, Sequence[Measure]], systems: Sequence[System]) -> str:
+    present, systems = measured(groups, systems)
     head = "".join(f'<th scope="col">{_escape(s.name)}</th>' for s in systems)
     rows = [f'<thead><tr><th scope="col"></th>{head}</tr></thead>']
-    for group, measures in MEASURES.items():
-        present = [m for m in measures if any(m.key in s.scores for s in systems)]
-        if not present:
-            continue
+    for group, measures in present.items():
         rows.append(f'<tbody><tr class="group"><th colspan="{len(systems) + 1}">{_escape(group)}</th></tr>')
-        for measure in present:
+        for measure in measures:
             best = best_systems(measure, systems)
             arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
             shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
@@ -180,10 +230,62 @@ def _score_tables(systems: Sequence[System]) -> str:
     legend = "".join(f"<dt>{_escape(s.name)}</dt><dd>{_escape(s.detail)}</dd>" for s in systems)
     return (
         f'<div class="wide"><table class="scores">{"".join(rows)}</table></div>'
-        '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold. Purities rise '
-        "with the number of units: compare them at equal numbers only.</p>"
+        '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold.</p>'
         f"<dl>{legend}</dl>"
     )
+
+
+PURITIES = '<p class="small">Purities rise with the number of units: compare them at equal numbers only.</p>'
+
+
+def _retrieval(report: Report) -> str:
+    """The table of recalls and what some utterances find; nothing where it was not measured."""
+    if not measured(RETRIEVAL, report.systems)[0]:
+        return ""
+    told = (
+        '<p class="small">An image or an utterance is right where the two belong together, or where the same words '
+        "are said of both. Of equal scores the wrong one goes first, so a model to which all is the same finds "
+        "nothing.</p>"
+    )
+    return _score_tables(RETRIEVAL, report.systems) + told + "".join(map(_draw_search, report.searches))
+
+
+def _draw_search(search: Search) -> str:
+    """A caption and the images that it finds, side by side; its own, where it comes later, stands apart."""
+    is_found = any(shown.mark == "right" for shown in search.found)
+    said = f"“{search.text}”" if search.text else "no text"
+    place = f"its own image is number {search.own.place} of {search.num_images}"
+    images = [_draw_shown(shown) for shown in (*search.found, *(() if is_found else (search.own,)))]
+    if not is_found:
+        images.insert(-1, '<li class="gap" aria-hidden="true">…</li>')
+    wave = _image(_draw_wave(search.wave), f"Waveform of {search.id}")
+    return (
+        f'<figure class="search"><figcaption><strong>{_escape(said)}</strong> {_escape(search.id)}: {place}'
+        f'</figcaption><div class="wave">{wave}</div><ol>{"".join(images)}</ol></figure>'
+    )
+
+
+def _draw_shown(shown: Shown) -> str:
+    said = f" of “{shown.text}”" if shown.text else ""
+    if shown.picture is None:
+        picture = f'<div class="unseen">{_escape(shown.name)}</div>'
+    else:
+        data = base64.b64encode(shown.picture).decode()
+        picture = f'<img alt="Image{_escape(said)}, {_escape(shown.name)}" src="data:image/png;base64,{data}">'
+    kind = {"right": "right", "same words": "same", "": "other"}[shown.mark]
+    return (
+        f'<li class="{kind}">{picture}<div><b>{shown.place}</b> <span class="small">{shown.score:.2f}</span></div>'
+        f'<div class="mark">{shown.mark or "–"}</div></li>'
+    )
+
+
+def _draw_wave(wave: NDArray[np.float32]) -> Figure:
+    figure = _figure(3, 0.5)
+    axes = figure.add_subplot()
+    _fill_wave(axes, wave, 400)
+    axes.margins(x=0)
+    axes.set_axis_off()
+    return figure
 
 
 def _corpus(report: Report) -> str:
@@ -339,9 +441,7 @@ def _draw_example(example: Example) -> Figure:
     has_phones = example.phones is not None
     figure = _figure(10, 2.2)
     axes = figure.subplots(3 if has_phones else 2, 1, sharex=True, height_ratios=[3, 1, 1][: 3 if has_phones else 2])
-    bins = np.array_split(example.wave, min(len(example.wave), 1200))
-    times = (np.arange(len(bins)) + 0.5) * seconds / len(bins)
-    axes[0].fill_between(times, [part.min() for part in bins], [part.max() for part in bins], color=MUTED, linewidth=0)
+    _fill_wave(axes[0], example.wave, 1200)
     strips = [("units", _unit_strip(example.units))]
     if example.phones is not None:
         shades = {True: "#ffffff", False: "#e6edf5"}
@@ -363,6 +463,13 @@ def _draw_example(example: Example) -> Figure:
     axes[-1].set_xlabel("seconds")
     axes[-1].set_xlim(0, seconds)
     return figure
+
+
+def _fill_wave(axes: Axes, wave: NDArray[np.float32], num_bins: int) -> None:
+    """The waveform's extent over the seconds."""
+    bins = np.array_split(wave, min(len(wave), num_bins))
+    times = (np.arange(len(bins)) + 0.5) * len(wave) / SAMPLE_RATE / len(bins)
+    axes.fill_between(times, [part.min() for part in bins], [part.max() for part in bins], color=MUTED, linewidth=0)
 
 
 def _unit_strip(units: NDArray[np.int64]) -> list[tuple[str, float, float, str]]:
@@ -432,6 +539,18 @@ thead th { font-weight: 600; vertical-align: bottom; }
 .panels img { width: 100%; max-width: 480px; height: auto; }
 .drawing img { width: 100%; min-width: 800px; height: auto; display: block; }
 figure { margin: 0 0 20px; }
+.search ol { display: flex; flex-wrap: wrap; gap: 10px; margin: 6px 0 0; padding: 0; list-style: none; }
+.search li { width: 104px; padding: 3px; border: 1px solid #d8dee4; border-radius: 6px; text-align: center; }
+.search li div { line-height: 1.35; }
+.search .right { border: 3px solid #2563a8; padding: 1px; }
+.search .same { border: 2px dashed #2563a8; padding: 2px; }
+.search .gap { width: auto; border: 0; align-self: center; }
+.search li img, .unseen { width: 96px; height: 96px; max-width: 100%; }
+.search li img { object-fit: contain; background: #f3f6f9; display: block; margin: auto; }
+.unseen { margin: auto; overflow: hidden; overflow-wrap: anywhere; font-size: .7rem; color: #57606a; }
+.mark { font-size: .875rem; color: #57606a; }
+.right .mark, .same .mark { color: #1f4f8a; font-weight: 600; }
+.wave img { width: 100%; max-width: 300px; height: auto; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 12px 0; font-size: .875rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: #f6f8fa; padding: 12px; font-size: .8rem; }
@@ -442,6 +561,7 @@ summary { cursor: pointer; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 8px; }
   .tile { padding: 8px 10px; }
   .value { font-size: 1.4rem; }
+  .search .gap { display: none; }
   table { font-size: .8rem; }
   .scores td, .scores thead th { padding-left: 8px; }
   .scores th[scope=row] { min-width: 7.5rem; padding-right: 0; }

@@ -62,8 +62,8 @@ class Ranks:
         """The chance of each query that none of the first `top` in a random order is right."""
         drawn = np.arange(min(top, self.num_candidates))
         wrong = self.num_candidates - self.num_right[:, None]
-        kept: NDArray[np.float64] = np.clip(wrong - drawn, 0, None) / (self.num_candidates - drawn)
-        return kept.prod(axis=1)
+        missed: NDArray[np.float64] = np.prod(np.clip(wrong - drawn, 0, None) / (self.num_candidates - drawn), axis=1)
+        return missed
 
 
 def rank(queries: Vectors, candidates: Vectors, right: Sequence[Rows]) -> Ranks:
