@@ -171,19 +171,17 @@ class _OfFrames(torch.autograd.Function):
                 flow_NM, scale = flow_BNM[b, :n, :m], 2 * gradient_B[b]
                 for own, other, flow in ((b, size + b, flow_NM), (size + b, b, flow_NM.T)):
                     if ctx.needs_input_grad[3 + own]:
-                        results[own] = scale * _pull(flow, frames[own], frames[other])
+                        results[own] = _pull(flow, frames[own], frames[other]).mul_(scale)
         return None, None, None, *results
 
 
 def _write_distances(x_ND: Tensor, y_MD: Tensor, gamma: float, out_NM: Tensor) -> None:
-    """Squared Euclidean distances over γ, |x|² + |y|² - 2 x·y, as one product."""
-    xx_N1, yy_M1 = x_ND.square().sum(1, keepdim=True), y_MD.square().sum(1, keepdim=True)
-    left = torch.cat([x_ND * (-2 / gamma), xx_N1 / gamma, torch.ones_like(xx_N1)], dim=1)
-    right = torch.cat([y_MD, torch.ones_like(yy_M1), yy_M1 / gamma], dim=1)
-    torch.mm(left, right.T, out=out_NM).clamp_(min=0)
+    """Squared Euclidean distances over γ: |x|² + |y|² - 2 x·y."""
+    xx_N1, yy_M = x_ND.square().sum(1, keepdim=True), y_MD.square().sum(1)
+    torch.addmm(yy_M, x_ND, y_MD.T, beta=1 / gamma, alpha=-2 / gamma, out=out_NM)
+    out_NM.add_(xx_N1, alpha=1 / gamma).clamp_(min=0)
 
 
 def _pull(flow_NM: Tensor, x_ND: Tensor, y_MD: Tensor) -> Tensor:
     """Σ_j E_ij (x_i - y_j), half of the gradient with respect to x."""
-    product = flow_NM @ torch.cat([y_MD, y_MD.new_ones(len(y_MD), 1)], dim=1)
-    return product[:, -1:] * x_ND - product[:, :-1]
+    return torch.addmm(flow_NM.sum(1, keepdim=True) * x_ND, flow_NM, y_MD, alpha=-1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -19,6 +20,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
+T = TypeVar("T")
 NUM_LANES = 64
 OUTSIDE = 1e20
 """How much more than its neighbours inside a cell is worth that no path may enter; far above any cost over γ."""
@@ -29,47 +31,42 @@ NEGLIGIBLE = 1e-30
 def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | None) -> tuple[Tensor, ...]:
     """Soft-DTW in units of γ from costs in units of γ: values (B,) in float64, and what `backward` needs.
 
-    That is the probabilities strip by strip, the numbers of frames, and where each pair's probabilities start.
+    That is the band's width and each pair's probabilities, strip by strip.
     """
-    pairs, starts = torch.tensor(shapes), torch.empty(len(shapes) + 1, dtype=torch.int64)
-    width = torch.tensor(-1 if radius is None else radius)
-    _measure(pairs.numpy(), int(width), starts.numpy())
-    values, steps = torch.empty(len(shapes), dtype=torch.float64), costs_BNM.new_empty(int(starts[-1]))
-    _run(_forward, costs_BNM.numpy(), pairs.numpy(), int(width), starts.numpy(), steps.numpy(), values.numpy())
-    return values, steps, starts, width
+    width = -1 if radius is None else radius
+    steps = [costs_BNM.new_empty(_measure(n, m, width)) for n, m in shapes]
+    values = _share_out(lambda b: _forward(costs_BNM[b].numpy(), *shapes[b], width, steps[b].numpy()), len(shapes))
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(width), *steps
 
 
 def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Tensor:
     """The expected alignments E (B, N, M), zero beyond a pair's own frames."""
-    steps, starts, width = memory
-    pairs = torch.tensor(shapes)
-    flow_BNM = steps.new_zeros(len(shapes), *pairs.amax(0).tolist())
-    _run(_backward, steps.numpy(), pairs.numpy(), int(width), starts.numpy(), flow_BNM.numpy())
+    width, *steps = memory
+    flow_BNM = steps[0].new_zeros(len(shapes), *map(max, zip(*shapes, strict=True)))
+    _share_out(lambda b: _backward(steps[b].numpy(), *shapes[b], int(width), flow_BNM[b].numpy()), len(shapes))
     return flow_BNM
 
 
-def _run(kernel: Callable[..., None], *arguments: Any) -> None:
-    """Call a kernel on as many threads as torch may use."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        kernel(*arguments)
-    finally:
-        numba.set_num_threads(before)
+def _share_out(work: Callable[[int], T], count: int) -> list[T]:
+    """What `work` makes of 0 … count - 1, on as many threads as torch may use.
+
+    numba's own threads would not do: where they are OpenMP's, starting them changes the number that torch has.
+    """
+    num_threads = min(torch.get_num_threads(), count)
+    if num_threads == 1:
+        return [work(number) for number in range(count)]
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(work, range(count)))
 
 
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """numba's `njit`, kept on disk where there is a place to write to: an installation may be read-only."""
-
-    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-        # Contracting a product and a sum into one operation is all that may be changed of the arithmetic.
-        options.update(fastmath={"contract"}, error_model="numpy")
-        try:
-            return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # numba's "no locator available"
-            return numba.njit(**options)(function)  # type: ignore[no-any-return]
-
-    return compile
+    # Contracting a product and a sum into one operation is all that may be changed of the arithmetic.
+    options = {"fastmath": {"contract"}, "error_model": "numpy", "nogil": True}
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # numba's "no locator available"
+        return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
 def _exp(x: float) -> float:
@@ -124,7 +121,7 @@ def _overload_log(x: Any) -> Callable[[Any], Any]:
     return log
 
 
-@_compiled()
+@_compiled
 def _columns(i: int, n: int, m: int, width: int) -> tuple[int, int]:
     """First column of row i that is inside, and one past its last: |i (m-1) - j (n-1)| ≤ width (m-1)."""
     if width < 0 or n == 1 or m == 1:
@@ -132,7 +129,7 @@ def _columns(i: int, n: int, m: int, width: int) -> tuple[int, int]:
     return max(0, -(((width - i) * (m - 1)) // (n - 1))), min(m, ((i + width) * (m - 1)) // (n - 1) + 1)
 
 
-@_compiled()
+@_compiled
 def _steps(first: int, n: int, m: int, width: int) -> tuple[int, int]:
     """First step of the strip whose first row is `first`, and how many there are."""
     last = min(first + NUM_LANES, n) - 1
@@ -140,40 +137,17 @@ def _steps(first: int, n: int, m: int, width: int) -> tuple[int, int]:
     return start, _columns(last, n, m, width)[1] + last - first - start
 
 
-@_compiled()
-def _measure(pairs: NDArray[np.int64], width: int, starts: NDArray[np.int64]) -> None:
-    """Write where the probabilities of each pair start, and where those of the last end."""
-    starts[0] = 0
-    for b in range(len(pairs)):
-        total = 0
-        for first in range(0, pairs[b, 0], NUM_LANES):
-            total += _steps(first, pairs[b, 0], pairs[b, 1], width)[1]
-        starts[b + 1] = starts[b] + total * 2 * NUM_LANES
+@_compiled
+def _measure(n: int, m: int, width: int) -> int:
+    """How many probabilities a pair has."""
+    total = 0
+    for first in range(0, n, NUM_LANES):
+        total += _steps(first, n, m, width)[1]
+    return total * 2 * NUM_LANES
 
 
-@_compiled(parallel=True)
-def _forward(
-    costs: NDArray[Any],
-    pairs: NDArray[np.int64],
-    width: int,
-    starts: NDArray[np.int64],
-    steps: NDArray[Any],
-    values: NDArray[np.float64],
-) -> None:
-    for b in numba.prange(len(pairs)):
-        values[b] = _forward_pair(costs[b], pairs[b, 0], pairs[b, 1], width, steps[starts[b] : starts[b + 1]])
-
-
-@_compiled(parallel=True)
-def _backward(
-    steps: NDArray[Any], pairs: NDArray[np.int64], width: int, starts: NDArray[np.int64], flow: NDArray[Any]
-) -> None:
-    for b in numba.prange(len(pairs)):
-        _backward_pair(steps[starts[b] : starts[b + 1]], pairs[b, 0], pairs[b, 1], width, flow[b])
-
-
-@_compiled()
-def _forward_pair(costs: NDArray[Any], n: int, m: int, width: int, steps: NDArray[Any]) -> float:
+@_compiled
+def _forward(costs: NDArray[Any], n: int, m: int, width: int, steps: NDArray[Any]) -> float:
     """Write a pair's probabilities and return its value."""
     number = costs.dtype.type
     outside, zero, one = number(OUTSIDE), number(0), number(1)
@@ -182,7 +156,7 @@ def _forward_pair(costs: NDArray[Any], n: int, m: int, width: int, steps: NDArra
     rise = np.empty(NUM_LANES, costs.dtype)
     opens, closes = np.zeros(NUM_LANES, np.int32), np.zeros(NUM_LANES, np.int32)
     skewed = np.zeros((m + NUM_LANES, NUM_LANES), costs.dtype)
-    value, end, row = 0.0, 0, 0
+    value, end = 0.0, 0
     for first in range(0, n, NUM_LANES):
         start, num_steps = _steps(first, n, m, width)
         above = steps[end : end + num_steps * NUM_LANES].reshape(num_steps, NUM_LANES)
@@ -228,8 +202,8 @@ def _forward_pair(costs: NDArray[Any], n: int, m: int, width: int, steps: NDArra
     return value
 
 
-@_compiled()
-def _backward_pair(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any]) -> None:
+@_compiled
+def _backward(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any]) -> None:
     """Write a pair's expected alignment inside; what is outside is zero already."""
     number = steps.dtype.type
     zero, one, negligible = number(0), number(1), number(NEGLIGIBLE)
