@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sonorant.config import EncoderConfig, GroundConfig, TrainConfig
+from sonorant.config import AlignConfig, EncoderConfig, GroundConfig, TrainConfig
+from sonorant.tasks.alignment import Alignment
 from sonorant.tasks.codebooks import Codebooks
 from sonorant.tasks.contrast import Contrast
 from sonorant.tasks.diversity import Diversity
@@ -37,4 +38,8 @@ def build_tasks(config: TrainConfig, encoder: EncoderConfig, num_units: int) -> 
     }
     if isinstance(config, GroundConfig):
         builders["grounding"] = lambda: Grounding(config.grounding)
+    if isinstance(config, AlignConfig):
+        builders["alignment"] = lambda: Alignment(encoder.dim, config.alignment)
+    if isinstance(config, AlignConfig):
+        builders["alignment"] = lambda: Alignment(encoder.dim, config.alignment)
     return {name: build() for name, build in builders.items() if name in config.tasks}
