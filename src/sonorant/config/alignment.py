@@ -21,7 +21,7 @@ class AlignmentConfig(Section):
     )
     dim: int = Field(256, ge=1, description="of the head, which is dropped in the end")
     gamma: float = Field(0.1, gt=0, description="γ: soft-DTW's temperature")
-    radius: int | None = Field(None, ge=1, description="frames that a path may lie off the diagonal; None: any")
+    radius: int | None = Field(None, ge=2, description="frames that a path may lie off the diagonal; None: any")
     divergence: float = Field(0.0, ge=0, description="weight of the soft-DTW divergence (LASER's form)")
     divergence_per_frame: float = Field(
         1.0, ge=0, description="of the same, divided by both lengths (SCORE's form): whatever the length"

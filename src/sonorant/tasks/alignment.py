@@ -83,7 +83,8 @@ def effective_rank(moments: Tensor) -> Tensor:
     mean_D = moments[0, 1:] / moments[0, 0]
     covariance_DD = moments[1:, 1:] / moments[0, 0] - mean_D[:, None] * mean_D
     values_D: Tensor = torch.linalg.eigvalsh(covariance_DD).clamp(min=0)
-    return torch.special.entr(values_D / values_D.sum().clamp(min=1e-12)).sum().exp()
+    entropy: Tensor = torch.special.entr(values_D / values_D.sum().clamp(min=1e-12)).sum()
+    return entropy.exp()
 
 
 class Alignment(Monitored):
