@@ -17,7 +17,8 @@ from tests.running import begun, command, journal_of
 from tests.tiny import with_changes, write_pairs_corpus
 
 pytestmark = pytest.mark.usefixtures("runs")
-ENCODER = {"stem_channels": 16, "dim": 32, "num_layers": 3, "num_heads": 2, "ffn_dim": 64, "layer_drop": 0.0}
+ENCODER = {"stem_channels": 16, "dim": 32, "num_layers": 3, "num_heads": 2, "ffn_dim": 64}
+ENCODER |= {"dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0}
 BATCHING = {"batch_seconds": 6.0, "crop_seconds": 2.0}
 COMMON: dict[str, Any] = {
     "num_updates": 8,

@@ -72,20 +72,22 @@ class Grounding(Monitored):
         self.register_buffer("queue_ids", torch.full((size,), -1))
 
     def share(self, views: Views) -> Shares:
-        """Utterances and images (P, E) in their common space, the images' numbers (P,) and the scale (P,)."""
+        """Utterances and images (P, E) in their common space, the images' numbers, the utterances' seeds and the scale
+        (P,)."""
         assert views.spoken is not None
         assert views.seen is not None
         assert views.image_ids is not None
+        assert views.pair_seeds is not None
         scale = torch.ones((), device=views.spoken.device)
         if self.log_scale is not None:
             scale = self.log_scale.exp().clamp(max=MAX_SCALE)
         # The scale is everyone's: each pair brings its part of it, and so its part of the gradient.
-        return views.spoken, views.seen, views.image_ids, scale.expand(len(views.spoken))
+        return views.spoken, views.seen, views.image_ids, views.pair_seeds, scale.expand(len(views.spoken))
 
     def forward(self, views: Views, whole: Shares) -> Outcome:
         """The loss of the whole update; zero where it has no pair."""
         del views
-        spoken_PE, seen_PE, ids_P, scale_P = whole
+        spoken_PE, seen_PE, ids_P, seeds_P, scale_P = whole
         is_filled = self.queue_ids >= 0
         queued = (self.queue[is_filled, 0], self.queue[is_filled, 1], self.queue_ids[is_filled])
         if len(ids_P):
@@ -96,7 +98,9 @@ class Grounding(Monitored):
             loss = spoken_PE.sum() + seen_PE.sum() + scale_P.sum()
             found = heard = scale = loss.detach()
         sums = {"speech_to_image": found, "image_to_speech": heard, "scale": scale.detach()}
-        return Outcome(loss, sums, self.taken(spoken_PE.detach(), seen_PE.detach(), ids_P))
+        # However the update was divided, the same pairs come into the queue.
+        order = seeds_P.argsort()
+        return Outcome(loss, sums, self.taken(spoken_PE.detach()[order], seen_PE.detach()[order], ids_P[order]))
 
     def taken(self, spoken_PE: Tensor, seen_PE: Tensor, ids_P: Tensor) -> Tensor:
         """What is watched of the update's pairs, and what of them the queue will hold, (·,) float64."""

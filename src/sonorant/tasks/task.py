@@ -44,8 +44,8 @@ class Views:
     masked, clean: the context network's states with and without masks; halves: those of each utterance's two
     halves, one after the other; twins: those of each utterance and its perturbed copy, likewise, in either order;
     anchors: what the encoder as it was makes of the twins; spoken, seen (P, E): the P utterances that have an image,
-    and the images, in one space; image_ids (P,) number the images; targets (K, M, D): the teacher's; quantised: the
-    un-masked features at masked frames.
+    and the images, in one space; image_ids (P,) number the images, pair_seeds (P,) are those utterances' seeds;
+    targets (K, M, D): the teacher's; quantised: the un-masked features at masked frames.
     """
 
     frames: Ragged
@@ -67,6 +67,7 @@ class Views:
     spoken: Tensor | None = None
     seen: Tensor | None = None
     image_ids: Tensor | None = None
+    pair_seeds: Tensor | None = None
     targets: Tensor | None = None
     quantised: Quantised | None = None
 

@@ -166,6 +166,7 @@ class Engine(nn.Module):
         assert batch.image_ids is not None
         has_image = batch.image_ids >= 0
         views.image_ids = batch.image_ids[has_image]
+        views.pair_seeds = torch.tensor(batch.seeds, device=has_image.device)[has_image]
         rows = [rows for rows, kept in zip(views.frames.slices(), has_image.tolist(), strict=True) if kept]
         if not rows:
             views.spoken = views.seen = views.z.new_zeros(0, grounder.config.dim)
