@@ -49,7 +49,8 @@ def soft_dtw(
     assert len(xs) == len(ys) > 0, f"found {len(xs)} and {len(ys)} sequences"
     assert all(z.ndim == 2 and z.shape[1] == xs[0].shape[1] for z in (*xs, *ys)), "wanted sequences (n, D) of one D"
     _check([(len(x), len(y)) for x, y in zip(xs, ys, strict=True)], gamma, radius)
-    values_B: Tensor = _OfFrames.apply(gamma, radius, _module(backend, xs[0]), *_raised([*xs, *ys]))
+    module = _module(backend, xs[0])
+    values_B: Tensor = _OfFrames.apply(gamma, radius, module, *_raised([*xs, *ys]))  # type: ignore[no-untyped-call]
     return values_B
 
 
@@ -72,7 +73,8 @@ def soft_dtw_of_costs(
     assert len(costs) > 0, "found no costs"
     assert all(c.ndim == 2 for c in costs), "wanted costs (n, m)"
     _check([(c.shape[0], c.shape[1]) for c in costs], gamma, radius)
-    values_B: Tensor = _OfCosts.apply(gamma, radius, _module(backend, costs[0]), *_raised(costs))
+    module = _module(backend, costs[0])
+    values_B: Tensor = _OfCosts.apply(gamma, radius, module, *_raised(costs))  # type: ignore[no-untyped-call]
     return values_B
 
 
@@ -132,10 +134,11 @@ class _OfCosts(torch.autograd.Function):
             torch.div(cost_NM, gamma, out=costs_BNM[b, : len(cost_NM), : cost_NM.shape[1]])
         values_B, *memory = module.forward(costs_BNM, ctx.shapes, radius)
         ctx.save_for_backward(*memory)
-        return (values_B * gamma).to(costs_BNM)
+        result_B: Tensor = (values_B * gamma).to(costs_BNM)
+        return result_B
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_B,) = gradients
         flow_BNM = ctx.module.backward(ctx.saved_tensors, ctx.shapes)
@@ -156,10 +159,11 @@ class _OfFrames(torch.autograd.Function):
                 _write_distances(xs[b], ys[b], gamma, costs_BNM[b, :n, :m])
         values_B, *memory = module.forward(costs_BNM, ctx.shapes, radius)
         ctx.save_for_backward(*frames, *memory)
-        return (values_B * gamma).to(costs_BNM)
+        result_B: Tensor = (values_B * gamma).to(costs_BNM)
+        return result_B
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_B,) = gradients
         size = len(ctx.shapes)

@@ -89,7 +89,7 @@ L1, L3, L5, L7, L9, L11 = (np.float32(2 / n) for n in (1, 3, 5, 7, 9, 11))
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-@overload(_exp, jit_options={"fastmath": {"contract"}}, strict=False)
+@overload(_exp, jit_options={"fastmath": {"contract"}}, strict=False)  # type: ignore[untyped-decorator]
 def _overload_exp(x: Any) -> Callable[[Any], Any]:
     if x != numba.types.float32:
         return lambda x: math.exp(x)
@@ -107,7 +107,7 @@ def _overload_exp(x: Any) -> Callable[[Any], Any]:
     return exp
 
 
-@overload(_log, jit_options={"fastmath": {"contract"}}, strict=False)
+@overload(_log, jit_options={"fastmath": {"contract"}}, strict=False)  # type: ignore[untyped-decorator]
 def _overload_log(x: Any) -> Callable[[Any], Any]:
     if x != numba.types.float32:
         return lambda x: math.log(x)

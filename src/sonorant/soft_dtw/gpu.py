@@ -1,6 +1,9 @@
+# mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False, disallow_untyped_decorators=False
 """Soft-DTW in Triton: one program a pair walks over its anti-diagonals, a block of rows at a time, of any length.
 
 What a diagonal needs of those next to it goes through a small scratch in global memory, with a barrier after each.
+Kernels carry no types, for Triton reads annotations as its own, and count with `while`, for its interpreter has no
+`range` to a number that was loaded.
 
 Shape suffixes: B pairs, N and M frames of the longest first and second sequence, K = N + M - 1 anti-diagonals. Cell
 (i, j) lies at [k = i + j, i] of an array by diagonals.
@@ -9,7 +12,6 @@ Shape suffixes: B pairs, N and M frames of the longest first and second sequence
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -59,14 +61,14 @@ def _block(num_rows: int) -> dict[str, int]:
 
 
 @triton.jit
-def _is_inside(i: Any, j: Any, n: Any, m: Any, width: Any) -> Any:
+def _is_inside(i, j, n, m, width):
     """Whether a cell is of the matrix and of the band, |i (m-1) - j (n-1)| ≤ width (m-1)."""
     off = tl.abs(i * (m - 1) - j * (n - 1))
     return (i >= 0) & (i < n) & (j >= 0) & (j < m) & (off <= width * tl.maximum(m - 1, 1))
 
 
 @triton.jit
-def _rows(k: Any, n: Any, m: Any, width: Any) -> Any:
+def _rows(k, n, m, width):
     """First row of a diagonal that may be inside, and one past its last."""
     span = tl.maximum(n + m - 2, 1)
     reach = width * tl.maximum(m - 1, 1)
@@ -77,9 +79,9 @@ def _rows(k: Any, n: Any, m: Any, width: Any) -> Any:
 
 @triton.jit
 def _forward(
-    costs: Any, shapes: Any, width: Any, above: Any, left: Any, scratch: Any, values: Any, N: Any, M: Any,
+    costs, shapes, width, above, left, scratch, values, N, M,
     BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     n, m = tl.load(shapes + 2 * b), tl.load(shapes + 2 * b + 1)
     costs += b * N * M
@@ -121,9 +123,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
-    above: Any, left: Any, shapes: Any, width: Any, scratch: Any, flow: Any, N: Any, M: Any, BLOCK: tl.constexpr
-) -> None:
+def _backward(above, left, shapes, width, scratch, flow, N, M, BLOCK: tl.constexpr):
     b = tl.program_id(0).to(tl.int64)
     n, m = tl.load(shapes + 2 * b), tl.load(shapes + 2 * b + 1)
     above += b * (N + M - 1) * N
