@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,10 +14,14 @@ from torch import Tensor
 from transformers import AutoModel, HubertConfig, HubertModel, WavLMConfig, WavLMModel
 
 from sonorant.artifacts import digest_folder, read_record
+from sonorant.config import AlignConfig
+from sonorant.data.audio import standardise
+from sonorant.data.batching import Cursor, Loader
+from sonorant.data.corpus import read_corpus
 from sonorant.models.huggingface import load_encoder, save_encoder
 from sonorant.steps import align
 from tests.running import journal_of
-from tests.tiny import POST_NORM, make_encoder, noise, with_changes
+from tests.tiny import POST_NORM, grid, make_encoder, noise, with_changes
 
 pytestmark = pytest.mark.usefixtures("runs")
 SHAPE = {
@@ -100,6 +105,37 @@ def test_the_head_is_dropped_and_transformers_opens_the_rest(
         states = load_encoder(aligned)[0](wave, [len(wave)]).states[3]
     # Another order of float32 sums through three layers.
     torch.testing.assert_close(states, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("is_standardised", [True, False])
+def test_twins_are_the_crop_and_its_copy_brought_to_the_encoders_scale(
+    is_standardised: bool, tone_corpus: dict[str, Path]
+) -> None:
+    config = AlignConfig.model_validate(ALIGN)
+    utterances = read_corpus(tone_corpus["corpus"], split="train")
+    loader = Loader(
+        utterances, None, config.batching, config.masking, 0, twins=config.alignment, is_standardised=is_standardised
+    )
+    [batch], _ = next(loader.updates(Cursor()))
+    assert batch.twins is not None
+    assert len(batch.twin_samples) == 2 * len(batch.num_samples)
+    crops, twins = unpack(batch.waves, batch.num_samples), unpack(batch.twins, batch.twin_samples)
+    places = set()
+    for crop, first, second in zip(crops, twins[0::2], twins[1::2], strict=True):
+        # The crop is of a whole that was standardised; each twin is standardised itself.
+        wanted = torch.from_numpy(standardise(crop.numpy())) if is_standardised else crop
+        same = [len(twin) == len(crop) and torch.equal(twin, wanted) for twin in (first, second)]
+        assert sum(same) == 1
+        places.add(same.index(True))
+        copy = second if same[0] else first
+        assert (abs(float(copy.std()) - 1) < 1e-3) == is_standardised
+    assert places == {0, 1}
+
+
+def unpack(waves_N: Tensor, num_samples: tuple[int, ...]) -> list[Tensor]:
+    """Waves that `pack_waves` laid end to end."""
+    ends = np.cumsum([grid(count) for count in num_samples])
+    return [waves_N[end - grid(count) : end][:count] for end, count in zip(ends, num_samples, strict=True)]
 
 
 def test_the_journal_tells_terms_and_collapse(
