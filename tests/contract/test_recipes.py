@@ -7,24 +7,25 @@ from typing import Any, get_args
 
 import pytest
 
-from sonorant.config import PretrainConfig, TaskName
+from sonorant.config import SECTIONS, PretrainConfig, TaskName, TrainConfig
 from sonorant.params import check_params, parse_section, read_params
 from sonorant.steps import pretrain
 from sonorant.training.journal import read_journal
 from tests.tiny import write_tone_corpus
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-METHODS = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+BY_STEP = {path.stem: set(read_params([path])) for path in sorted(RECIPES.glob("*.yaml"))}
+METHODS = [name for name, steps in BY_STEP.items() if steps == {"pretrain"}]
 SIZES = sorted(path.stem for path in (RECIPES / "sizes").glob("*.yaml"))
 PUBLISHED = ["hubert", "data2vec", "mt4ssl", "dinosr", "wav2vec2", "mgf"]
 MIXTURES = ["mt4ssl+codebooks", "dinosr+utterance"]
 
 
-def section(*files: str) -> dict[str, Any]:
-    """The `pretrain` section of recipe files laid over one another."""
+def section(*files: str, step: str = "pretrain") -> dict[str, Any]:
+    """The only section of recipe files laid over one another, that of `step`."""
     params = read_params([RECIPES / f"{file}.yaml" for file in files])
-    assert set(params) == {"pretrain"}
-    values: dict[str, Any] = params["pretrain"]
+    assert set(params) == {step}
+    values: dict[str, Any] = params[step]
     return values
 
 
@@ -41,6 +42,10 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_methods_of_the_specification_are_there() -> None:
     assert set(METHODS) == {*PUBLISHED, *MIXTURES}
+    # Those of the other steps are in test_grounding_recipes.py and test_alignment_recipes.py.
+    assert {name for name, steps in BY_STEP.items() if steps == {"ground"}} == {"grounding"}
+    assert {name for name, steps in BY_STEP.items() if steps == {"align"}} == {"laser", "laser_wavlm", "score"}
+    assert all(len(steps) == 1 for steps in BY_STEP.values())
     assert set(SIZES) == {"small", "tiny"}
 
 
@@ -76,7 +81,9 @@ def test_a_method_runs_two_updates(
 
 
 def test_every_task_has_a_recipe() -> None:
-    assert {task for method in METHODS for task in parsed(method).tasks} == set(get_args(TaskName))
+    recipes = [parse_section(step, SECTIONS[step], section(name, step=step)) for name, (step,) in BY_STEP.items()]
+    tasks = {task for recipe in recipes if isinstance(recipe, TrainConfig) for task in recipe.tasks}
+    assert tasks == set(get_args(TaskName))
 
 
 @pytest.mark.parametrize(

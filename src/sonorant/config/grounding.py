@@ -46,7 +46,7 @@ class GroundingConfig(Section):
     masked: bool = Field(False, description="speech is read from the masked view, as the original's code does")
     dim: int = Field(256, ge=1, description="of the common space")
     similarity: Literal["dot", "cosine"] = Field("cosine", description="cosine: with a learned temperature")
-    temperature: float = Field(0.07, gt=0, description="of the cosine, at the start")
+    temperature: float = Field(0.07, ge=0.01, description="of the cosine, at the start; never below 0.01")
     margin: float = Field(0.0, ge=0, description="δ: taken from the score of what belongs together; 1 in the original")
     queue_size: int = Field(0, ge=0, description="pairs of former updates that are told apart from too")
     branch_widths: tuple[Width, ...] = Field(

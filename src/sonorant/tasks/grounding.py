@@ -80,7 +80,7 @@ class Grounding(Monitored):
         assert views.pair_seeds is not None
         scale = torch.ones((), device=views.spoken.device)
         if self.log_scale is not None:
-            scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+            scale = self.log_scale.exp()
         # The scale is everyone's: each pair brings its part of it, and so its part of the gradient.
         return views.spoken, views.seen, views.image_ids, views.pair_seeds, scale.expand(len(views.spoken))
 
@@ -109,9 +109,12 @@ class Grounding(Monitored):
         return torch.cat([moments(spoken_PE).flatten(), rows.flatten()])
 
     def settle(self, statistics: Tensor, update: int) -> None:
-        """Watch the update's utterances, and let its pairs take the place of the oldest in the queue."""
+        """Watch the utterances, hold the scale down, and let the pairs take the place of the queue's oldest."""
         watched, rows = statistics[: self.window.numel()], statistics[self.window.numel() :]
         super().settle(watched.view_as(self.window), update)
+        if self.log_scale is not None:
+            # Not in the loss, where it would have no gradient left to come back by.
+            self.log_scale.clamp_(max=math.log(MAX_SCALE))
         if len(self.queue):
             table = rows.view(-1, self.queue[0].numel() + 1)
             fresh, ids = table[:, :-1].view(-1, *self.queue.shape[1:]), table[:, -1].round().long()
