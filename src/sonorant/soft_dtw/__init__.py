@@ -141,7 +141,7 @@ class _OfCosts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_B,) = gradients
-        flow_BNM = ctx.module.backward(ctx.saved_tensors, ctx.shapes)
+        flow_BNM, _ = ctx.module.backward(ctx.saved_tensors, ctx.shapes)
         flows = [gradient_B[b] * flow_BNM[b, :n, :m] for b, (n, m) in enumerate(ctx.shapes)]
         return None, None, None, *flows
 
@@ -168,14 +168,21 @@ class _OfFrames(torch.autograd.Function):
         (gradient_B,) = gradients
         size = len(ctx.shapes)
         frames, memory = ctx.saved_tensors[: 2 * size], ctx.saved_tensors[2 * size :]
-        flow_BNM = ctx.module.backward(memory, ctx.shapes)
-        results: list[Tensor | None] = [None] * (2 * size)
+        flow_BNM, blocks = ctx.module.backward(memory, ctx.shapes)
+        results = [torch.zeros_like(z) if ctx.needs_input_grad[3 + k] else None for k, z in enumerate(frames)]
         with _full_precision(flow_BNM.device):
-            for b, (n, m) in enumerate(ctx.shapes):
-                flow_NM, scale = flow_BNM[b, :n, :m], 2 * gradient_B[b]
-                for own, other, flow in ((b, size + b, flow_NM), (size + b, b, flow_NM.T)):
-                    if ctx.needs_input_grad[3 + own]:
-                        results[own] = _pull(flow, frames[own], frames[other]).mul_(scale)
+            for b, pair in enumerate(blocks):
+                for rows, columns in pair:
+                    flow_NM = flow_BNM[b, rows, columns]
+                    for own, here, other, there, flow in (
+                        (b, rows, size + b, columns, flow_NM),
+                        (size + b, columns, b, rows, flow_NM.T),
+                    ):
+                        if (result := results[own]) is not None:
+                            _pull(flow, frames[own][here], frames[other][there], result[here])
+        for number, result in enumerate(results):
+            if result is not None:
+                result *= 2 * gradient_B[number % size]
         return None, None, None, *results
 
 
@@ -186,6 +193,6 @@ def _write_distances(x_ND: Tensor, y_MD: Tensor, gamma: float, out_NM: Tensor) -
     out_NM.add_(xx_N1, alpha=1 / gamma).clamp_(min=0)
 
 
-def _pull(flow_NM: Tensor, x_ND: Tensor, y_MD: Tensor) -> Tensor:
-    """Σ_j E_ij (x_i - y_j), half of the gradient with respect to x."""
-    return torch.addmm(flow_NM.sum(1, keepdim=True) * x_ND, flow_NM, y_MD, alpha=-1)
+def _pull(flow_NM: Tensor, x_ND: Tensor, y_MD: Tensor, out_ND: Tensor) -> None:
+    """Add Σ_j E_ij (x_i - y_j), half of the gradient with respect to x."""
+    out_ND.addcmul_(flow_NM.sum(1, keepdim=True), x_ND).addmm_(flow_NM, y_MD, alpha=-1)

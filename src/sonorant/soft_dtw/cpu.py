@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
+Block = tuple[slice, slice]
+"""Rows and columns of a matrix."""
 NUM_LANES = 64
 OUTSIDE = 1e20
 """How much more than its neighbours inside a cell is worth that no path may enter; far above any cost over γ."""
@@ -39,12 +41,22 @@ def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | 
     return torch.tensor(values, dtype=torch.float64), torch.tensor(width), *steps
 
 
-def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The expected alignments E (B, N, M), zero beyond a pair's own frames."""
+def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, list[list[Block]]]:
+    """The expected alignments E (B, N, M), and the blocks of each outside of which they are zero."""
     width, *steps = memory
     flow_BNM = steps[0].new_zeros(len(shapes), *map(max, zip(*shapes, strict=True)))
-    _share_out(lambda b: _backward(steps[b].numpy(), *shapes[b], int(width), flow_BNM[b].numpy()), len(shapes))
-    return flow_BNM
+
+    def work(b: int) -> list[Block]:
+        n, m = shapes[b]
+        columns = np.empty((-(-n // NUM_LANES), 2), np.int64)
+        _backward(steps[b].numpy(), n, m, int(width), flow_BNM[b].numpy(), columns)
+        rows = range(0, n, NUM_LANES)
+        return [
+            (slice(row, min(row + NUM_LANES, n)), slice(low, high))
+            for row, (low, high) in zip(rows, columns.tolist(), strict=True)
+        ]
+
+    return flow_BNM, _share_out(work, len(shapes))
 
 
 def _share_out(work: Callable[[int], T], count: int) -> list[T]:
@@ -203,16 +215,21 @@ def _forward(costs: NDArray[Any], n: int, m: int, width: int, steps: NDArray[Any
 
 
 @_compiled
-def _backward(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any]) -> None:
-    """Write a pair's expected alignment inside; what is outside is zero already."""
+def _backward(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any], columns: NDArray[np.int64]) -> None:
+    """Write a pair's expected alignment where it is not zero, and in which columns of each strip that is.
+
+    An alignment is narrow: where nothing flows in and the last two steps were empty, a strip is done.
+    """
     number = steps.dtype.type
     zero, one, negligible = number(0), number(1), number(NEGLIGIBLE)
-    edge = np.zeros(m + NUM_LANES, steps.dtype)  # what flows up from the first row of the strip below
+    inflow = np.zeros(m + NUM_LANES, steps.dtype)  # from the first row of the strip below
+    outflow = np.zeros(m + NUM_LANES, steps.dtype)
     before, after = np.empty(NUM_LANES + 1, steps.dtype), np.empty(NUM_LANES + 1, steps.dtype)
     across, aslant = np.empty(NUM_LANES, steps.dtype), np.empty(NUM_LANES, steps.dtype)
     skewed = np.empty((m + NUM_LANES, NUM_LANES), steps.dtype)
     end = len(steps)
-    for first in range((n - 1) // NUM_LANES * NUM_LANES, -1, -NUM_LANES):
+    for strip in range(len(columns) - 1, -1, -1):
+        first = strip * NUM_LANES
         start, num_steps = _steps(first, n, m, width)
         end -= num_steps * NUM_LANES
         left = steps[end : end + num_steps * NUM_LANES].reshape(num_steps, NUM_LANES)
@@ -221,24 +238,43 @@ def _backward(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any
         before[:] = zero
         across[:] = zero
         aslant[:] = zero
-        if first + NUM_LANES >= n:
+        if strip == len(columns) - 1:
+            step, inflow_starts = num_steps - 1, m
             across[n - 1 - first] = one
-        for step in range(num_steps - 1, -1, -1):
+        else:
+            filled = np.nonzero(inflow)[0]
+            step, inflow_starts = min(num_steps - 1, filled[-1] + NUM_LANES - 1 - start), filled[0]
+        begins = ends = step
+        num_empty = 0
+        while step >= 0 and (num_empty < 2 or start + step - NUM_LANES + 1 >= inflow_starts):
             t = start + step
-            before[NUM_LANES] = edge[t - NUM_LANES + 1] if t >= NUM_LANES - 1 else zero
+            before[NUM_LANES] = inflow[t - NUM_LANES + 1] if t >= NUM_LANES - 1 else zero
+            num_filled = 0
             for lane in range(NUM_LANES):
                 here = before[lane + 1] + across[lane]
                 here = here if here > negligible else zero
+                num_filled += here > zero
                 skewed[step, lane] = here
                 up, back = here * above[step, lane], here * left[step, lane]
                 after[lane] = up + aslant[lane]
                 across[lane] = back
                 aslant[lane] = max(here - up - back, zero)
-            edge[t] = after[0]
+            num_empty = 0 if num_filled else num_empty + 1
+            outflow[t] = after[0]
             before, after = after, before
-        if start:
-            edge[start - 1] = aslant[0]
+            begins = step
+            step -= 1
+        if start + begins:
+            outflow[start + begins - 1] = aslant[0]
+        columns[strip, 0], columns[strip, 1] = m, 0
         for lane in range(min(NUM_LANES, n - first)):
             low, high = _columns(first + lane, n, m, width)
+            low, high = max(low, start + begins - lane), min(high, start + ends + 1 - lane)
             for j in range(low, high):
-                flow[first + lane, j] = skewed[j + lane - start, lane]
+                here = skewed[j + lane - start, lane]
+                flow[first + lane, j] = here
+                if here > zero:
+                    columns[strip, 0] = min(columns[strip, 0], j)
+                    columns[strip, 1] = max(columns[strip, 1], j + 1)
+        inflow, outflow = outflow, inflow
+        outflow[:] = zero

@@ -42,8 +42,10 @@ def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | 
     return values_B, steps_2BKN, torch.tensor(width)
 
 
-def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The expected alignments E (B, N, M), zero beyond a pair's own frames."""
+def backward(
+    memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, list[list[tuple[slice, slice]]]]:
+    """The expected alignments E (B, N, M), and the blocks of each outside of which they are zero: all its cells."""
     steps_2BKN, width = memory
     shapes_B2 = torch.tensor(shapes, dtype=torch.int32, device=steps_2BKN.device)
     _, size, num_diagonals, num_rows = steps_2BKN.shape
@@ -51,7 +53,7 @@ def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Ten
     flow_BNM = steps_2BKN.new_zeros(size, num_rows, num_columns)
     scratch = steps_2BKN.new_empty(size, 3, num_rows)
     _backward[(size,)](*steps_2BKN, shapes_B2, int(width), scratch, flow_BNM, num_rows, num_columns, **_block(num_rows))
-    return flow_BNM
+    return flow_BNM, [[(slice(n), slice(m))] for n, m in shapes]
 
 
 def _block(num_rows: int) -> dict[str, int]:

@@ -48,8 +48,10 @@ def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | 
     return value_B, steps_KBN2
 
 
-def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """The expected alignments E (B, N, M), zero beyond a pair's own frames."""
+def backward(
+    memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, list[list[tuple[slice, slice]]]]:
+    """The expected alignments E (B, N, M), and the blocks of each outside of which they are zero: all its cells."""
     (steps_KBN2,) = memory
     num_diagonals, size, num_rows, _ = steps_KBN2.shape
     flow_KBN = steps_KBN2.new_zeros(num_diagonals + 2, size, num_rows + 1)
@@ -64,7 +66,7 @@ def backward(memory: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Ten
         flow_BN[:, :-1] += above_KBN[k + 1, :, 1:] * flow_KBN[k + 1, :, 1:-1]
         if k + 2 < num_diagonals:
             flow_BN[:, :-1] += diagonal_KBN[k + 2, :, 1:] * flow_KBN[k + 2, :, 1:-1]
-    return _by_rows(flow_KBN[:num_diagonals, :, :-1])
+    return _by_rows(flow_KBN[:num_diagonals, :, :-1]), [[(slice(n), slice(m))] for n, m in shapes]
 
 
 def _geometry(shapes: Sequence[tuple[int, int]], like_BNM: Tensor, radius: int | None) -> tuple[Tensor, Tensor, Tensor]:
