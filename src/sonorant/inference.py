@@ -1,9 +1,10 @@
-"""A published model in use: embeddings and unit tokens. What is measured is what is served.
+"""A published model in use: embeddings, unit tokens, images. What is measured is what is served.
 
 speech = load(Path("artifacts/model"))
 [frames] = speech.embed([read_wave(Path("a.flac"))])   # (T, D), one frame every 20 ms
 [units] = speech.units([read_wave(Path("a.flac"))])    # (T,)
 frames = speech.embed_long(read_wave(Path("lecture.flac")))   # hours, in bounded memory but for the frames
+[found] = speech.search([read_wave(Path("a.flac"))], top=5)   # the images it speaks of, best first
 
 While somebody speaks, the same pieces one by one (`Speech.stream_units` puts them together):
 
@@ -15,7 +16,7 @@ for window, wave in listener.feed(samples):            # and at the end listener
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from sonorant.data.frames import FRAME_MS, SAMPLE_RATE, Ragged, frames_within, n
 from sonorant.data.windows import LONG, STREAM, Cut, Listener, Window
 from sonorant.models.codebook import Codebook, Speller
 from sonorant.models.encoder import Encoder, num_operations
+from sonorant.models.gallery import Found, Gallery, Picture
+from sonorant.models.grounding import Grounder, load_grounder
 from sonorant.models.huggingface import from_transformers, load_encoder
 from sonorant.models.reduced import at_precision
 from sonorant.models.stem import FirstMoments
@@ -43,8 +46,11 @@ __all__ = [
     "Codebook",
     "Cut",
     "EncoderConfig",
+    "Found",
+    "Gallery",
     "Listener",
     "Moments",
+    "Picture",
     "Speech",
     "Speller",
     "TooLongError",
@@ -71,7 +77,10 @@ Layer = int | Sequence[float]
 
 
 class Speech:
-    """An encoder, the layer it is published for, its codebook, and the digest of the folder it came from."""
+    """An encoder, the layer it is published for, its codebook, and the digest of the folder it came from.
+
+    Where it was grounded, also what makes a query of an utterance, and the images that the query finds.
+    """
 
     poolings = ("none", "mean")
     """What a request may ask to be made of an utterance's frames."""
@@ -84,6 +93,8 @@ class Speech:
         about: dict[str, Any] | None = None,
         digest: str | None = None,
         precision: str = "float32",
+        grounder: Grounder | None = None,
+        gallery: Gallery | None = None,
     ) -> None:
         self.encoder = encoder.eval()
         self.encoder.stem.arrange()
@@ -92,6 +103,7 @@ class Speech:
         self.num_layers = encoder.config.num_layers
         self.dim = encoder.config.dim
         self.num_units = codebook.num_units if codebook else 0
+        self.grounder, self.gallery = None if grounder is None else grounder.eval(), gallery
 
     @property
     def config(self) -> EncoderConfig:
@@ -129,6 +141,34 @@ class Speech:
         """Unit tokens of the published codebook: (T,) each."""
         codebook = self._wanted_codebook()
         return [codebook.assign(frames) for frames in self.embed(waves)]
+
+    def query(self, waves: Sequence[Wave]) -> Frames:
+        """Each wave's vector in the space of images, (B, E): what the gallery is searched with.
+
+        Each is heard as one utterance, however long, and its vector does not depend on the others. Raises ValueError
+        where a wave is shorter than one window or the model was not grounded.
+        """
+        if self.grounder is None:
+            raise ValueError("model: found it not grounded, wanted it so to search: publish one that `ground` made")
+        for wave in waves:
+            check_wave(wave)
+        vectors = [np.empty((0, self.grounder.config.dim), np.float32)]
+        for batch in batches_of(waves):
+            lengths = [len(wave) for wave in batch]
+            with torch.inference_mode():
+                z = self.encoder.project(self._packed(batch, repeat(None)), lengths)
+                led, frames = self.grounder.prepend(z, Ragged.of_samples(lengths))
+                states = self.encoder.context(led, frames, self.grounder.layer).states
+                vectors.append(self.grounder.speech(states[-1].float(), frames).cpu().numpy())
+        return np.concatenate(vectors)
+
+    def search(self, waves: Sequence[Wave], top: int) -> list[list[Found]]:
+        """The `top` images that each wave speaks of, best first, or all where there are fewer; ValueError as `query`
+        or where no images were published."""
+        vectors = self.query(waves)
+        if self.gallery is None:
+            raise ValueError("model: found no images, wanted some to search: publish it with a corpus that has some")
+        return list(self.gallery.find(vectors, top))
 
     def measure(self, wave: Wave) -> Moments | None:
         """What `embed` must know of a recording (S,) to hear its windows as it hears all of it, if anything."""
@@ -206,20 +246,23 @@ class Speech:
         for wave in waves:
             check_wave(wave)
         given = iter(repeat(None) if moments is None else moments)
-        config, device = self.encoder.config, self.encoder.mask_embedding.device
+        device = self.encoder.mask_embedding.device
         last = max(layer for weights in wanted for layer in weights)
         for batch in batches_of(waves):
             lengths = [len(wave) for wave in batch]
             known = list(islice(given, len(batch)))
-            pairs = zip(batch, known, strict=True)
-            heard = [standardise(wave, of) for wave, of in pairs] if config.standardised else batch
-            packed = torch.from_numpy(pack_waves(heard))
             with torch.inference_mode():
                 first = [first_moments(of, device) for of in known]
-                hidden = self.encoder(packed.to(device), lengths, last=last, moments=first)
+                hidden = self.encoder(self._packed(batch, known), lengths, last=last, moments=first)
                 sums = [weighted_sum(hidden.states, weights).cpu().numpy() for weights in wanted]
             for rows in Ragged.of_samples(lengths).slices():
                 yield [np.ascontiguousarray(frames[rows]) for frames in sums]
+
+    def _packed(self, waves: Sequence[Wave], moments: Iterable[Moments | None]) -> torch.Tensor:
+        """The waves as the encoder wants them, on its device, (N,)."""
+        if self.encoder.config.standardised:
+            waves = [standardise(wave, of) for wave, of in zip(waves, moments, strict=False)]
+        return torch.from_numpy(pack_waves(waves)).to(self.encoder.mask_embedding.device)
 
 
 def weighted_sum(states: Sequence[torch.Tensor], weights: dict[int, float]) -> torch.Tensor:
@@ -268,8 +311,15 @@ def load(folder: Path, precision: str = "float32", device: str = "cpu") -> Speec
             f"least {LEAST_AGREEMENT:.0%}: take float32"
         )
     codebook = Codebook.load(folder / "codebook.safetensors")
+    grounder, gallery = load_grounder(folder), Gallery.load(folder)
+    found, wanted = 0 if gallery is None else len(gallery), about.get("num_images", 0)
+    if found != wanted or (gallery and (grounder is None or grounder.config.dim != gallery.dim)):
+        raise ValueError(
+            f"model {folder}: found {found} images, wanted {wanted} in the space of its grounding: copy it again whole"
+        )
     encoder = at_precision(encoder, precision).to(device)
-    return Speech(encoder, about["layer"], codebook, about, digest_of(folder), precision)
+    grounder = None if grounder is None else grounder.to(device)
+    return Speech(encoder, about["layer"], codebook, about, digest_of(folder), precision, grounder, gallery)
 
 
 def digest_of(folder: Path) -> str | None:

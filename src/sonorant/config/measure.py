@@ -37,6 +37,9 @@ class PublishConfig(Section):
     )
     max_frames: int = Field(1_000_000, ge=1)
     num_restarts: int = Field(3, ge=1)
+    thumbnail_side: int = Field(
+        64, ge=0, le=512, description="pixels of the small pictures kept of a grounded model's images; 0: none are"
+    )
     licence: str = Field("unknown: set publish.licence to that of your data", description="written into the model card")
     seed: int = 0
 

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from sonorant.clustering import Fit
     from sonorant.data.corpus import Utterance
-    from sonorant.inference import Speech
+    from sonorant.inference import Gallery, Speech
     from sonorant.models.codebook import Codebook
+    from sonorant.models.grounding import Grounder
 
 SELECTION_FRAMES = 40_000
 AGREEMENT_FRAMES = 10_000
@@ -30,11 +31,18 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
     from sonorant.clustering import perplexity
     from sonorant.data.corpus import read_corpus
     from sonorant.inference import load_trained
+    from sonorant.models.grounding import load_grounder, save_grounder
     from sonorant.models.huggingface import save_encoder
     from sonorant.models.reduced import TOLERANCES
     from sonorant.steps.features import draw_utterances
 
     speech = load_trained(encoder, config.network)
+    grounder = load_grounder(encoder, with_images=True)
+    if grounder is not None and config.network != "student":
+        raise ValueError(
+            f"publish.network: found {config.network} for an encoder that was grounded, wanted student: it is the "
+            "student's speech that images were compared to"
+        )
     utterances = read_corpus(corpus)
     train = draw_utterances([u for u in utterances if u.split == "train"], config.max_frames, config.seed)
     layer, scores = config.layer, dict[int, float]()
@@ -53,6 +61,9 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
         precision: agreement_of(precision, speech, layer, fit.codebook, heard, config.seed) for precision in TOLERANCES
     }
     metrics |= {f"{precision}_agreement": share for precision, share in agreement.items()}
+    gallery = None if grounder is None else gallery_of(grounder, utterances)
+    if grounder is not None:
+        metrics["images"] = float(0 if gallery is None else len(gallery))
     trained, prepared = read_record(encoder, "encoder"), read_record(corpus, "corpus")
     provenance = {
         "commit": commit(),
@@ -63,10 +74,17 @@ def publish(config: PublishConfig, *, corpus: In, encoder: In, model: Out) -> Me
         "rounds": sum(made.get("step") == "pretrain" for made in (trained, *trained.get("lineage", {}).values())),
     }
     about = {"layer": layer, "num_units": config.num_units, "agreement": agreement, "provenance": provenance}
+    if gallery is not None:
+        about["num_images"] = len(gallery)
     save_encoder(speech.encoder, model, **about)
+    if grounder is not None:
+        grounder.image_side = None  # to search is to hear
+        save_grounder(grounder, model)
+    if gallery is not None:
+        gallery.save(model, thumbnails_of(utterances, config.thumbnail_side))
     fit.codebook.save(model / "codebook.safetensors")
     (model / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    (model / "README.md").write_text(model_card(config, speech, layer, provenance, metrics))
+    (model / "README.md").write_text(model_card(config, speech, layer, provenance, metrics, gallery))
     if (encoder / "journal.jsonl").is_file():  # one that transformers wrote has none
         shutil.copy(encoder / "journal.jsonl", model / "journal.jsonl")
     return metrics
@@ -114,6 +132,63 @@ def agreement_of(
     reduced = type(speech)(at_precision(speech.encoder, precision), layer)
     pairs = zip(speech.embed(waves, layer), reduced.embed(waves, layer), strict=True)
     return float(np.mean(np.concatenate([codebook.assign(a) == codebook.assign(b) for a, b in pairs])))
+
+
+def gallery_of(grounder: Grounder, utterances: Sequence[Utterance]) -> Gallery | None:
+    """Every image of the utterances with its vector and what is said of it, None where there are none."""
+    import numpy as np
+    import torch
+
+    from sonorant.data.progress import shown_progress
+    from sonorant.inference import Gallery, Picture
+    from sonorant.steps.pictures import open_pictures, parts_of
+
+    pictures = open_pictures(utterances, grounder.config.image)
+    if not len(pictures):
+        return None
+    vectors = np.empty((len(pictures), grounder.config.dim), np.float32)
+    with torch.inference_mode(), shown_progress("publish", "images") as report:
+        for rows, part in parts_of(pictures):
+            vectors[rows] = grounder.image(part).numpy()
+            report(rows.stop, len(pictures))
+    if not np.isfinite(vectors).all():
+        raise ValueError(
+            "publish: found vectors of images that are not finite, wanted finite ones: ground with a lower "
+            "ground.optim.learning_rate"
+        )
+    texts: dict[str, dict[str, None]] = {name: {} for name in pictures.names}
+    for utterance in utterances:
+        if utterance.image is not None and utterance.text:
+            texts[utterance.image.name][utterance.text] = None
+    about = zip(pictures.names, pictures.of, strict=True)
+    return Gallery(vectors, [Picture(name, first.split, tuple(texts[name])) for name, first in about])
+
+
+def thumbnails_of(utterances: Sequence[Utterance], side: int) -> list[bytes | None] | None:
+    """A JPEG of each image, at most `side` pixels wide and high, in the gallery's order; None where none is wanted.
+
+    Regions that a detector found have no picture.
+    """
+    import io
+
+    from PIL import Image, ImageOps
+
+    from sonorant.data.pairs import first_with_image
+
+    if not side:
+        return None
+    made: list[bytes | None] = []
+    for name, utterance in sorted(first_with_image(utterances).items()):
+        content = utterance.picture()
+        if content is None or name.endswith(".npz"):
+            made.append(None)
+            continue
+        with Image.open(io.BytesIO(content)) as picture, io.BytesIO() as file:
+            small = ImageOps.exif_transpose(picture).convert("RGB")
+            small.thumbnail((side, side), Image.Resampling.BICUBIC)
+            small.save(file, "JPEG", quality=85)
+            made.append(file.getvalue())
+    return made
 
 
 def choose_layer(
@@ -181,7 +256,31 @@ def recipe_of(config: PublishConfig, provenance: dict[str, Any]) -> str:
     )
 
 
-def model_card(config: PublishConfig, speech: Speech, layer: int, provenance: dict[str, Any], metrics: Metrics) -> str:
+def searching(gallery: Gallery | None) -> str:
+    """How the model finds images, in a section of its card; nothing where it finds none."""
+    if gallery is None:
+        return ""
+    return f"""
+## Images
+
+Speech finds what it speaks of among {len(gallery)} images of the data, all splits together: their vectors of
+{gallery.dim} dimensions are in `images.faiss`, what is known of each in the same line of `images.jsonl`.
+
+```python
+[found] = speech.search([read_wave(Path("a.flac"))], top=5)
+[(image.picture.id, image.score) for image in found]
+```
+"""
+
+
+def model_card(
+    config: PublishConfig,
+    speech: Speech,
+    layer: int,
+    provenance: dict[str, Any],
+    metrics: Metrics,
+    gallery: Gallery | None,
+) -> str:
     """README.md in the Hub's convention: data and licence, recipe, metrics with their command, limits."""
     prepared, trained = provenance["corpus"], provenance["encoder"]
     sources = ", ".join(f"{source['name']} ({source['kind']})" for source in prepared["config"]["sources"])
@@ -211,7 +310,7 @@ from sonorant.inference import load, read_wave
 speech = load(Path("…"))
 [units] = speech.units([read_wave(Path("a.flac"))])
 ```
-
+{searching(gallery)}
 ## Data
 
 {sources}: {prepared["metrics"].get("hours", float("nan")):.3g} hours, corpus digest `{prepared["digest"]}`.
