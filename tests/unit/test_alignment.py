@@ -142,7 +142,7 @@ EVERY_TERM = {"divergence": 0.3, "divergence_per_frame": 0.7, "repulsion": 0.2, 
 @pytest.mark.parametrize("partner", ["student", "frozen"])
 @pytest.mark.parametrize("window", [0, 3])
 def test_the_task_is_its_terms_summed_over_utterances(partner: str, window: int) -> None:
-    engine = make_aligner(partner=partner, window=window, margin=1.1, gamma=0.2, **EVERY_TERM)
+    engine = make_aligner(partner=partner, window=window, margin=1.1, gamma=0.2, radius=2, **EVERY_TERM)
     if engine.anchor is not None:
         shaken(engine.anchor, 9)
     batch, task = with_twins(), engine.task("alignment")
@@ -158,7 +158,7 @@ def test_the_task_is_its_terms_summed_over_utterances(partner: str, window: int)
     slices = list(views.twin_frames.slices())
     for first, second in zip(slices[0::2], slices[1::2], strict=True):
         pair = [F.normalize(part.detach().double() @ weight.T + bias) for part in (hidden[first], theirs[second])]
-        divergence = float(soft_dtw_divergence([pair[0]], [pair[1]], 0.2, backend="plain"))
+        divergence = float(soft_dtw_divergence([pair[0]], [pair[1]], 0.2, radius=2, backend="plain"))
         wanted["divergence"] += divergence
         wanted["divergence_per_frame"] += divergence / (len(pair[0]) + len(pair[1]))
         for z_ND in pair[:1] if partner == "frozen" else pair:
