@@ -9,6 +9,8 @@ Shapes: I images, S pixels of a side, R regions, D width.
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,7 +119,7 @@ def read_regions(content: bytes, name: str, dim: int) -> tuple[NDArray[np.float3
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             features, boxes = (np.asarray(arrays[key], np.float32) for key in ("features", "boxes"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"image {name}: found no features and boxes of regions ({error}), wanted an .npz with both: prepare a "
             "corpus of regions or choose another ground.grounding.image.kind"

@@ -179,7 +179,7 @@ def save_grounder(grounder: Grounder, folder: Path) -> None:
         if side is not None:
             foreign = side.eye if isinstance(side.eye, Foreign) else load_foreign(config.image.path)
             foreign.save(folder / IMAGE_ENCODER)
-    about = {"dim": len(grounder.cls), "layer": grounder.layer, "grounding": values}
+    about = {"dim": len(grounder.cls), "grounding": {**values, "layer": grounder.layer}}
     (folder / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
     kept = {name: value for name, value in grounder.state_dict().items() if not name.startswith(FOREIGN)}
     save_file({name: value.detach().contiguous().cpu() for name, value in kept.items()}, folder / WEIGHTS)
@@ -197,10 +197,10 @@ def load_grounder(folder: Path, with_images: bool = False) -> Grounder | None:
         values = about["grounding"]
         if values["image"]["path"] is not None:
             values["image"]["path"] = folder / IMAGE_ENCODER
-        config = GroundingConfig.model_validate({**values, "layer": about["layer"]})
+        config = GroundingConfig.model_validate(values)
         # To load is not to draw.
         with torch.random.fork_rng(devices=[]):
-            grounder = Grounder(about["dim"], about["layer"], config, with_images)
+            grounder = Grounder(about["dim"], values["layer"], config, with_images)
         stored = load_file(folder / WEIGHTS)
         if not with_images:
             stored = {name: value for name, value in stored.items() if not name.startswith(IMAGE_SIDE)}
@@ -222,7 +222,7 @@ def carry_grounder(source: Path, target: Path, num_still: int) -> None:
     """
     if not (source / ABOUT).exists():
         return
-    layer = read_json(source, ABOUT)["layer"]
+    layer = read_json(source, ABOUT)["grounding"]["layer"]
     if layer > num_still:
         raise ValueError(
             f"align: found an encoder grounded on layer {layer} of which the lowest {num_still} stand still, wanted "

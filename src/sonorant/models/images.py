@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sonorant.config import EncoderConfig, ImageConfig
@@ -122,10 +123,19 @@ def load_foreign(folder: Path) -> Foreign:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        mean, spread = (tuple(map(float, seen.get(name, HALF))) for name in ("image_mean", "image_std"))
+        model, found = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        # What is not there is drawn at random: a classifier's folder has no pooler, whose vector then leads.
+        if lost := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+            raise KeyError(f"no {lost[0]}")
+        if found["missing_keys"]:
+            model.pooler = None
+        is_normed = seen.get("do_normalize", True)
+        mean = tuple(map(float, seen.get("image_mean", HALF))) if is_normed else (0.0, 0.0, 0.0)
+        spread = tuple(map(float, seen.get("image_std", HALF))) if is_normed else (1.0, 1.0, 1.0)
         return Foreign(model.eval(), int(size or described["image_size"]), mean, spread)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"model {folder}: found no vision model that transformers opens ({one_line(error)}), wanted a ViT or the "
             f"like whose {CONFIG} has an image_size: name another folder"

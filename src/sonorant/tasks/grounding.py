@@ -48,7 +48,8 @@ def matching_loss(
         is_same[own_P, own_P] = False
         scores = scores.masked_fill(is_same, NEVER)
         wins.append((scores.argmax(1) == own_P).double().mean())
-        scores = scores - margin * F.pad(torch.eye(num_pairs, device=scores.device), (0, scores.shape[1] - num_pairs))
+        is_own = torch.eye(*scores.shape, dtype=scores.dtype, device=scores.device)
+        scores = scores - margin * is_own
         losses.append(F.cross_entropy(scores, own_P))
     return losses[0] + losses[1], wins[0], wins[1]
 
