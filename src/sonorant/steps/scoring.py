@@ -22,6 +22,7 @@ from sonorant.evaluation.units import Joint, measure_use
 from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
+from sonorant.steps.searching import Hunt, Pairs, hunt
 
 CODEBOOK_FRAMES = 500_000
 """Training frames that a baseline's codebook is fitted on."""
@@ -32,7 +33,8 @@ Units = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: features (T, D) and units (T,) of every evaluated utterance, by id."""
+    """What is compared: features (T, D) and units (T,) of every evaluated utterance, by id; what it makes of images
+    and what is said of them, where it can."""
 
     key: str
     name: str
@@ -40,15 +42,18 @@ class Contender:
     features: Mapping[str, Frames]
     units: Mapping[str, Units]
     num_units: int
+    hunt: Hunt | None = None
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A contender's scores, its phone–unit table where there are phones, and what could not be measured."""
+    """A contender's scores, its phone–unit table where there are phones, what could not be measured, and what its
+    retrieval was measured on."""
 
     system: System
     joint: Joint | None
     missing: tuple[str, ...]
+    hunt: Hunt | None = None
 
 
 def contenders(
@@ -66,7 +71,8 @@ def contenders(
     """
     speech = load(model)
     assert speech.codebook is not None
-    yield published("model", "this model", speech, utterances)
+    pairs = None if speech.gallery is None else Pairs.among(speech.gallery.rows, utterances)
+    yield published("model", "this model", speech, utterances, pairs)
     drawn = draw_utterances(training, CODEBOOK_FRAMES, config.seed)
     is_scaled, is_centred = bool((speech.codebook.scale != 1).any()), speech.codebook.centred
     num_units = speech.num_units
@@ -93,15 +99,16 @@ def contenders(
     yield contender("untrained", "untrained", detail, features, codebook)
 
     if previous is not None:
-        yield published("previous", "previous model", load(previous), utterances)
+        yield published("previous", "previous model", load(previous), utterances, pairs)
 
 
-def published(key: str, name: str, speech: Speech, utterances: Sequence[Utterance]) -> Contender:
+def published(key: str, name: str, speech: Speech, utterances: Sequence[Utterance], pairs: Pairs | None) -> Contender:
     """A published model as a contender."""
     assert speech.codebook is not None
     features = by_id(utterances, embedded(speech, utterances, f"evaluate: {name}"))
     detail = f"layer {speech.layer} of {speech.num_layers}, {speech.dim} dimensions; {speech.num_units} units"
-    return contender(key, name, detail, features, speech.codebook)
+    found = None if pairs is None else hunt(speech, pairs, f"evaluate: {name}, retrieval")
+    return replace(contender(key, name, detail, features, speech.codebook), hunt=found)
 
 
 def contender(key: str, name: str, detail: str, features: Mapping[str, Frames], codebook: Codebook) -> Contender:
@@ -137,9 +144,10 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     use = measure_use(units, sum(utterance.seconds for utterance in utterances))
     scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
     scores |= {name: value for name, value in asdict(use).items() if name != "num_active"}
+    scores |= contender.hunt.scores if contender.hunt else {}
     aligned = {u.id: u.phones for u in utterances if u.phones is not None}
     if not aligned:
-        return Scored(System(contender.key, contender.name, contender.detail, scores), None, ())
+        return Scored(System(contender.key, contender.name, contender.detail, scores), None, (), contender.hunt)
     labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
     joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
     for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
@@ -148,7 +156,7 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
         scores[f"cluster_purity{suffix}"] = table.cluster_purity
     errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
     scores = errors | scores
-    return Scored(System(contender.key, contender.name, contender.detail, scores), joint, missing)
+    return Scored(System(contender.key, contender.name, contender.detail, scores), joint, missing, contender.hunt)
 
 
 def abx_errors(

@@ -6,6 +6,7 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,12 @@ import numpy as np
 from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.intake import REGIONS
 from sonorant.data.pairs import first_with_image, name_of
+from sonorant.data.progress import shown_progress
 from sonorant.evaluation.report import Search, Shown, System
 from sonorant.evaluation.retrieval import TOPS, Ranks, Rows, Vectors, first_of, plain_words, rank, related
+from sonorant.inference import Speech
 
+BATCH_UTTERANCES = 16
 NUM_SHOWN = 5
 PICTURE_SIDE = 96
 
@@ -86,6 +90,20 @@ def named(found: Mapping[tuple[str, str], tuple[Sequence[float], float]]) -> dic
         scores |= {f"{way}_recall_at_{top}{kind}": recall for top, recall in zip(TOPS, recalls, strict=True)}
         scores[f"{way}_median_rank{kind}"] = median
     return scores
+
+
+def hunt(speech: Speech, pairs: Pairs, label: str) -> Hunt | None:
+    """The model's vectors; None where it is not grounded or its gallery lacks one of the images."""
+    if speech.gallery is None or not set(pairs.names) <= set(speech.gallery.rows):
+        return None
+    rows = [speech.gallery.rows[name] for name in pairs.names]
+    waves, total = read_waves(pairs.utterances), len(pairs.utterances)
+    parts: list[Vectors] = []
+    with shown_progress(label, "utterances") as report:
+        while batch := list(islice(waves, BATCH_UTTERANCES)):
+            parts.append(speech.query(batch))
+            report(sum(map(len, parts)), total)
+    return Hunt(pairs, np.concatenate(parts), speech.gallery.vectors(rows))
 
 
 def draw_searches(hunt: Hunt, num_examples: int, seed: int) -> list[Search]:

@@ -14,9 +14,10 @@ import numpy as np
 from sonorant.artifacts import final_place, read_record
 from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance, read_waves
-from sonorant.evaluation.report import MEASURES, Example, Report, best_systems, show_score
+from sonorant.evaluation.report import MEASURES, RETRIEVAL, Example, Report, best_systems, measured, show_score
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
+from sonorant.steps.searching import draw_searches
 
 SYNTHETIC = (
     "The evaluated speech is synthetic: absolute scores on it say little. Read the differences between the "
@@ -40,13 +41,15 @@ def describe(
         f"Layer {speech.layer} of {speech.num_layers} and its {speech.num_units} units, "
         f"measured on {len(utterances)} utterances ({chosen})"
     )
+    searched = scored[0].hunt
     return Report(
         title=title,
-        systems=[one.system for one in scored],
-        notes=make_notes(corpus, scored, utterances),
+        systems=[one.system for one in scored] + ([searched.chance] if searched else []),
+        notes=make_notes(corpus, scored, utterances, speech),
         journal=journal,
         joint=scored[0].joint,
         examples=draw_examples(config, utterances, speech),
+        searches=draw_searches(searched, config.num_examples, config.seed) if searched else [],
         corpus=count_speech(everything),
         refused=json.loads((corpus / "stats.json").read_text())["refused"]["reasons"],
         durations=[utterance.seconds for utterance in utterances],
@@ -54,7 +57,7 @@ def describe(
     )
 
 
-def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utterance]) -> list[str]:
+def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utterance], speech: Speech) -> list[str]:
     """What a reader must know before the scores."""
     notes = [SYNTHETIC] if is_synthetic(corpus, utterances) else []
     num_aligned = sum(utterance.phones is not None for utterance in utterances)
@@ -70,6 +73,40 @@ def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utte
         names = {measure.key: measure.name for group in MEASURES.values() for measure in group}
         listed = "; ".join(names[name] for name in missing)
         notes.append(f"Too little speech for these ABX errors, which are left out: {listed}.")
+    return notes + note_retrieval(scored, utterances, speech.gallery is not None)
+
+
+def note_retrieval(scored: Sequence[Scored], utterances: Sequence[Utterance], has_gallery: bool) -> list[str]:
+    """What could not be measured of retrieval, where it could be expected."""
+    num_with_image = sum(utterance.image is not None for utterance in utterances)
+    hunt = scored[0].hunt
+    if hunt is None:
+        if has_gallery:
+            found = f"of their images, {num_with_image}, none is" if num_with_image else "they have no images"
+            return [
+                f"Retrieval is left out: {found} in the model's gallery. Evaluate the corpus that the model was "
+                "published with, on a source with images."
+            ]
+        return (
+            [
+                f"Retrieval is left out: {num_with_image} of the evaluated utterances have an image, but the model "
+                "has no gallery. Run `sonorant ground` and publish what it writes."
+            ]
+            if num_with_image
+            else []
+        )
+    notes = []
+    num_searched = len(hunt.pairs.utterances)
+    if num_searched < len(utterances):
+        notes.append(
+            f"Retrieval is of the {num_searched} utterances of {len(utterances)} whose image is in the model's gallery."
+        )
+    if hunt.pairs.words is None:
+        notes.append("Retrieval of the same words is left out: some of these utterances have no text.")
+    if any(one.system.key == "previous" and one.hunt is None for one in scored):
+        notes.append(
+            "The previous model has no gallery, or one that lacks some of the images: it has no scores of retrieval."
+        )
     return notes
 
 
@@ -114,24 +151,28 @@ def print_table(page: Report, report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=page.title, title_justify="left", title_style="bold")
-    table.add_column("")
-    for system in page.systems:
-        table.add_column(system.name, justify="right")
-    for group, measures in MEASURES.items():
-        present = [m for m in measures if any(m.key in system.scores for system in page.systems)]
-        if present:
+    tables = []
+    for title, all_groups in {page.title: MEASURES, "Retrieval": RETRIEVAL}.items():
+        groups, systems = measured(all_groups, page.systems)
+        if not groups:
+            continue
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for system in systems:
+            table.add_column(system.name, justify="right")
+        for group, measures in groups.items():
             table.add_section()
             table.add_row(f"[bold]{group}")
-        for measure in present:
-            best = best_systems(measure, page.systems)
-            shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in page.systems}
-            cells = [f"[bold]{text}" if key in best else text for key, text in shown.items()]
-            arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
-            table.add_row(measure.name + arrow, *cells)
+            for measure in measures:
+                best = best_systems(measure, systems)
+                shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
+                cells = [f"[bold]{text}" if key in best else text for key, text in shown.items()]
+                arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
+                table.add_row(measure.name + arrow, *cells)
+        tables.append(table)
     with (report / "table.txt").open("w") as file:
         for console in (Console(file=sys.stdout), Console(file=file, width=100)):
-            console.print(table)
+            console.print(*tables)
             for note in page.notes:
                 console.print(note, markup=False)
     print(f"report: {final_place(report) / 'report.html'}")
