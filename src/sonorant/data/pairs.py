@@ -105,8 +105,11 @@ def read_square(content: bytes, name: str, side: int) -> Pixels:
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            turned = ImageOps.exif_transpose(picture).convert("RGB")
-            square = ImageOps.fit(turned, (side, side), Image.Resampling.BICUBIC)
+            turned = ImageOps.exif_transpose(picture)
+            if turned.mode.startswith("I;16"):
+                # Pillow would cut all that is lighter than 255 of 65,535.
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            square = ImageOps.fit(turned.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"image {name}: found no picture that can be read ({error}), wanted one: prepare the corpus again"
