@@ -87,14 +87,12 @@ def note_retrieval(scored: Sequence[Scored], utterances: Sequence[Utterance], ha
                 f"Retrieval is left out: {found} in the model's gallery. Evaluate the corpus that the model was "
                 "published with, on a source with images."
             ]
-        return (
-            [
-                f"Retrieval is left out: {num_with_image} of the evaluated utterances have an image, but the model "
-                "has no gallery. Run `sonorant ground` and publish what it writes."
-            ]
-            if num_with_image
-            else []
-        )
+        if not num_with_image:
+            return []
+        return [
+            f"Retrieval is left out: {num_with_image} of the evaluated utterances have an image, but the model has no "
+            "gallery. Run `sonorant ground` and publish what it writes."
+        ]
     notes = []
     num_searched = len(hunt.pairs.utterances)
     if num_searched < len(utterances):
