@@ -40,10 +40,15 @@ class EncodedAudio(Message):
     ]
 
 
-class Options(Message):
-    """What all routes for speech take as query parameters."""
+class ModelOption(Message):
+    """Which model is asked; a query parameter of all routes for speech."""
 
     model: Annotated[str | None, Field(description="one of /v1/models; default: the first", max_length=100)] = None
+
+
+class Options(ModelOption):
+    """What all routes that answer frame by frame take as query parameters."""
+
     start: Annotated[
         Seconds | None,
         Field(description="answer for frames centred from here on, seconds of each file", examples=[0.0]),
@@ -92,6 +97,17 @@ class UnitOptions(Options):
 
     deduplicate: Annotated[
         bool, Field(description="write a unit that repeats once, with its duration in milliseconds", examples=[True])
+    ] = False
+
+
+class SearchOptions(ModelOption):
+    """How images are wanted; query parameters of /v1/images/search."""
+
+    top: Annotated[
+        int, Field(ge=1, le=100, description="images a file, the best first; all where there are fewer", examples=[3])
+    ] = 10
+    thumbnails: Annotated[
+        bool, Field(description="with a small JPEG of each as a data URI, where the model has it", examples=[True])
     ] = False
 
 
@@ -145,6 +161,33 @@ class Units(Message):
     results: list[UnitSequence]
 
 
+class Image(Message):
+    """An image that was found."""
+
+    id: Annotated[str, Field(description="its file's name in the corpus that the model was published with")]
+    rank: Annotated[int, Field(description="1 is the best")]
+    score: Annotated[float, Field(description="inner product of its vector and the speech's: with cosine at most 1")]
+    texts: Annotated[list[str], Field(description="what is said of it in that corpus")]
+    thumbnail: Annotated[str | None, Field(description="data:image/jpeg;base64,… where it was asked for and kept")]
+
+
+class Search(Message):
+    """The images of one file; files keep the order of the request."""
+
+    name: Annotated[str | None, Field(description="the file's name, where the request gave one")]
+    seconds: Annotated[float, Field(description="duration of the audio")]
+    images: list[Image]
+
+
+class Searches(Message):
+    """The answer of /v1/images/search."""
+
+    model: str
+    digest: Annotated[str, Field(description="of the model's published folder")]
+    num_images: Annotated[int, Field(description="that were searched")]
+    results: list[Search]
+
+
 class Model(Message):
     """A model that is loaded."""
 
@@ -156,6 +199,8 @@ class Model(Message):
     num_layers: int
     dim: int
     num_units: int
+    grounded: Annotated[bool, Field(description="speech and images are in one space")]
+    num_images: Annotated[int, Field(description="that /v1/images/search finds; 0: the model has none")]
     centred: Annotated[bool, Field(description="units are made of frames less the recording's mean")]
     poolings: list[str]
     frame_ms: int

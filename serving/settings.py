@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     max_buffered_bytes: Annotated[Bytes, Field(description="of all requests in hand")] = 256 * 2**20
     max_files: Annotated[int, Field(ge=1, description="in one multipart request")] = 64
     max_file_seconds: Annotated[Seconds, Field(description="audio of one file")] = 600
+    max_search_seconds: Annotated[Seconds, Field(description="audio of one file that images are searched by")] = 30
     max_batch_seconds: Annotated[Seconds, Field(description="audio the model takes at once")] = 60
     max_queue_seconds: Annotated[Seconds, Field(description="audio admitted and not yet answered")] = 1200
     num_decoders: Annotated[int, Field(ge=1, description="files decoded at once")] = 2

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from serving.engine.wire import Array, Letter, LostError
@@ -61,21 +61,33 @@ class WaveError(Exception):
 
 @dataclass(frozen=True)
 class Pass:
-    """What waves must have in common to share a batch: the model, and the layer or the layers' weights."""
+    """What waves must have in common to share a batch: the model, the layer or the layers' weights, and whether they
+    are led by what makes a query of them."""
 
     model: str
     layer: int | tuple[float, ...]
+    led: bool = False
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is wanted of the images: how many, and whether with a small picture of each."""
+
+    top: int
+    thumbnails: bool
 
 
 @dataclass(eq=False)
 class Item:
-    """One wave on its way through a model. spell: to units rather than frames; moments: those of its recording."""
+    """One wave on its way through a model. spell: to units rather than frames; moments: those of its recording;
+    search: to the images that it speaks of."""
 
     key: Pass
     wave: Array
     operations: float
     spell: bool = False
     moments: Array | None = None
+    search: Search | None = None
     ticket: Ticket = field(init=False)
     result: asyncio.Future[Array] = field(init=False)
     attempts: int = 0
@@ -366,7 +378,14 @@ class Batch:
 
 def order_of(batch: Sequence[Item], num_threads: int) -> Letter:
     """The letter that asks a replica for the batch."""
-    items = [{"spell": item.spell, "moments": item.moments is not None} for item in batch]
+    items = [
+        {
+            "spell": item.spell,
+            "moments": item.moments is not None,
+            "search": None if item.search is None else asdict(item.search),
+        }
+        for item in batch
+    ]
     fields = {"model": batch[0].key.model, "layer": batch[0].key.layer, "items": items, "num_threads": num_threads}
     return Letter(fields, [item.wave for item in batch] + [i.moments for i in batch if i.moments is not None])
 

@@ -20,7 +20,8 @@ Wave = NDArray[np.float32]
 class Card:
     """What the server knows of a model that is loaded in its workers.
 
-    layer: the published one; encoder: its configuration, where the model has one; about: what was published with it.
+    layer: the published one; grounded_layer: the one that is searched by, where there is one; encoder: its
+    configuration, where the model has one; about: what was published with it.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Card:
     num_layers: int
     dim: int
     num_units: int
+    grounded_layer: int | None
+    num_images: int
     poolings: tuple[str, ...]
     encoder: EncoderConfig | None
     about: Mapping[str, Any]
@@ -64,6 +67,8 @@ class Card:
             "num_layers": self.num_layers,
             "dim": self.dim,
             "num_units": self.num_units,
+            "grounded": self.grounded_layer is not None,
+            "num_images": self.num_images,
             "centred": self.centred,
             "poolings": self.poolings,
             "frame_ms": FRAME_MS,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from anyio import to_thread
 
-from serving.engine.batcher import Batcher, ClosedError, Item, LateError, Pass, Replica, Ticket, WaveError
+from serving.engine.batcher import Batcher, ClosedError, Item, LateError, Pass, Replica, Search, Ticket, WaveError
 from serving.engine.cards import Card, cards_of
 from serving.engine.process import Process, places
 from serving.engine.wire import Array, Letter, LostError
@@ -23,7 +23,7 @@ from serving.errors import ApiError, draining, late
 from serving.metrics import Metrics
 from serving.routes.intake import Clip, relabel
 from serving.settings import Settings
-from sonorant.inference import FRAME_MS, LONG, Cut, Speech, Window, frames_within
+from sonorant.inference import FRAME_MS, LONG, Cut, Speech, Window, frames_within, num_frames
 
 log = logging.getLogger("serving")
 
@@ -52,12 +52,14 @@ class Thread:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants of its audio. layer: an index, or a weight for each; span: seconds of the recording."""
+    """What a request wants of its audio. layer: an index, or a weight for each; span: seconds of the recording;
+    search: of the images it speaks of."""
 
     card: Card
     layer: int | tuple[float, ...]
     spell: bool = False
     span: tuple[float, float] | None = None
+    search: Search | None = None
 
 
 class Engine:
@@ -170,7 +172,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Work:
-    """A clip on its way: the waves it was cut into, and what is to become of their frames."""
+    """A clip on its way: the waves it was cut into, and what is to become of their frames.
+
+    To search it is one wave without windows, however long.
+    """
 
     wanted: Wanted
     clip: Clip
@@ -183,6 +188,10 @@ class Work:
     def plan(cls, wanted: Wanted, clip: Clip, cut: Cut = LONG) -> Work:
         """How the clip goes through the model: whole, or where it is long in overlapping windows."""
         card = wanted.card
+        if wanted.search is not None:
+            key, count = Pass(card.name, wanted.layer, led=True), num_frames(len(clip.wave))
+            item = Item(key, clip.wave, card.operations(count, wanted.layer), search=wanted.search)
+            return cls(wanted, clip, [item], [], slice(0, count))
         windows = cut.windows(len(clip.wave))
         total = windows[-1].frames.stop
         rows = slice(0, total) if wanted.span is None else frames_within(*wanted.span, total)
@@ -212,7 +221,7 @@ class Work:
         }
 
     async def result(self) -> Array:
-        """The clip's frames (T, D), or units (T,); ApiError where it makes none in time."""
+        """The clip's frames (T, D), units (T,) or images (JSON's bytes); ApiError where it makes none in time."""
         if not self.items:
             raise ApiError(
                 422, "no_frames", f"{self.clip.label}: found no frame from start to end, wanted at least one"
@@ -235,7 +244,7 @@ class Work:
             ) from None
         except ClosedError:
             raise draining() from None
-        if len(parts) == 1 and self.rows == slice(0, len(parts[0])):
+        if self.wanted.search is not None or (len(parts) == 1 and self.rows == slice(0, len(parts[0]))):
             return parts[0]
         return await to_thread.run_sync(self._join, parts)
 

@@ -6,6 +6,8 @@ tells what was loaded, or why it could not be; then comes one answer for every b
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import resource
 import signal
@@ -13,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,8 @@ def warm_up(speech: Speech) -> float:
         raise ValueError("model: found frames of noise that are not finite, wanted finite ones: publish it again")
     if speech.codebook is not None:
         speech.codebook.assign(speech.embed([wave])[0])
+    if speech.gallery is not None:
+        find(speech, [wave], [{"top": 1, "thumbnails": False}])
     return operations(speech, len(frames)) / max(seconds, 1e-6)
 
 
@@ -100,6 +104,8 @@ def introduce(models: Models, paces: Sequence[float]) -> Letter:
                 "num_layers": speech.num_layers,
                 "dim": speech.dim,
                 "num_units": speech.num_units,
+                "grounded_layer": None if speech.grounder is None else speech.grounder.layer,
+                "num_images": 0 if speech.gallery is None else len(speech.gallery),
                 "centred": None if codebook is None else codebook.centred,
                 "poolings": list(speech.poolings),
                 "encoder": None if config is None else config.model_dump(mode="json"),
@@ -135,7 +141,8 @@ def unpack_moments(packed: Array) -> Moments:
 
 
 def perform(models: Models, order: Letter) -> Letter:
-    """Run one batch: {model, layer, num_threads, items: [{spell, moments}]}, a wave for each item, the moments of some.
+    """Run one batch: {model, layer, num_threads, items: [{spell, moments, search}]}, a wave for each item, the moments
+    of some. All items of a batch search, or none.
 
     The answer has for each item an array, or [] and what was wrong with it.
     """
@@ -144,8 +151,12 @@ def perform(models: Models, order: Letter) -> Letter:
     waves = [next(arrays) for _ in items]
     moments = [unpack_moments(next(arrays)) if item["moments"] else None for item in items]
     use_threads(order.fields["num_threads"])
+    searches, spell = ([item[name] for item in items] for name in ("search", "spell"))
     started = time.perf_counter()
-    outcomes = run(speech, layer, waves, moments, [item["spell"] for item in items])
+    if searches[0] is not None:
+        outcomes = run(lambda *batch: find(speech, *batch), waves, searches)
+    else:
+        outcomes = run(lambda *batch: hear(speech, layer, *batch), waves, moments, spell)
     fields = {
         "errors": [outcome if isinstance(outcome, dict) else None for outcome in outcomes],
         "seconds": time.perf_counter() - started,
@@ -163,29 +174,52 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def run(
+def run(make: Callable[..., list[Array]], *columns: Sequence[Any]) -> list[Array | dict[str, str]]:
+    """What `make` makes of a batch, given what it needs of each wave. Where it fails, each wave is tried alone."""
+    try:
+        return [*make(*columns)]
+    except Exception as error:  # whatever it is, it is this batch's alone
+        if len(columns[0]) == 1:
+            return [describe(error)]
+    return [run(make, *([one] for one in row))[0] for row in zip(*columns, strict=True)]
+
+
+def hear(
     speech: Speech,
     layer: int | Sequence[float],
     waves: Sequence[Array],
     moments: Sequence[Moments | None],
     spell: Sequence[bool],
-) -> list[Array | dict[str, str]]:
-    """Frames, or units where `spell` says so, of each wave. Where a batch fails, each of its waves is tried alone."""
-    try:
-        frames = speech.embed(waves, layer, moments)
-        outcomes: list[Array | dict[str, str]] = []
-        for part, spelled in zip(frames, spell, strict=True):
-            if not np.isfinite(part).all():
-                raise ValueError("audio: found frames that are not finite, wanted finite ones: scale it to -1 … 1")
-            outcomes.append(speech.codebook.assign(part) if spelled and speech.codebook else part)
-        return outcomes
-    except Exception as error:  # whatever it is, it is this batch's alone
-        if len(waves) == 1:
-            return [describe(error)]
-    return [
-        run(speech, layer, [wave], [moment], [spelled])[0]
-        for wave, moment, spelled in zip(waves, moments, spell, strict=True)
-    ]
+) -> list[Array]:
+    """Frames, or units where `spell` says so, of each wave."""
+    outcomes: list[Array] = []
+    for part, spelled in zip(speech.embed(waves, layer, moments), spell, strict=True):
+        check_finite(part)
+        outcomes.append(speech.codebook.assign(part) if spelled and speech.codebook else part)
+    return outcomes
+
+
+def find(speech: Speech, waves: Sequence[Array], searches: Sequence[Mapping[str, Any]]) -> list[Array]:
+    """The images that each wave speaks of, as the bytes of a JSON list."""
+    gallery, outcomes = speech.gallery, list[Array]()
+    assert gallery is not None, "only a model with images is searched"
+    for vector, wanted in zip(speech.query(waves), searches, strict=True):
+        check_finite(vector)
+        [found] = gallery.find(vector[None], wanted["top"])
+        images = []
+        for image in found:
+            small = gallery.thumbnail(image.row) if wanted["thumbnails"] else None
+            address = None if small is None else f"data:image/jpeg;base64,{base64.b64encode(small).decode()}"
+            about = {"id": image.picture.id, "rank": image.rank, "score": image.score, "texts": image.picture.texts}
+            images.append({**about, "thumbnail": address})
+        outcomes.append(np.frombuffer(json.dumps(images).encode(), np.uint8))
+    return outcomes
+
+
+def check_finite(made: Array) -> None:
+    """ValueError where not all of it is."""
+    if not np.isfinite(made).all():
+        raise ValueError("audio: found frames that are not finite, wanted finite ones: scale it to -1 … 1")
 
 
 def describe(error: Exception) -> dict[str, str]:

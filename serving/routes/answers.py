@@ -36,7 +36,7 @@ class Part:
     arrays: Mapping[str, Array | None]
 
 
-def choose_media(request: Request) -> str:
+def choose_media(request: Request, offered: Sequence[str] = MEDIA) -> str:
     """Of the ways an answer can be written the one that Accept likes best; ApiError 406 where it likes none."""
     given = request.headers.get("accept", "*/*")
     liked: list[tuple[float, int, str]] = []
@@ -50,11 +50,11 @@ def choose_media(request: Request) -> str:
                     quality = float(value)
                 except ValueError:
                     quality = 0.0
-        found = media if media in MEDIA else JSON if media in ("*/*", "application/*", "") else None
+        found = media if media in offered else JSON if media in ("*/*", "application/*", "") else None
         if found is not None and quality > 0:
             liked.append((-quality, place, found))
     if not liked:
-        raise ApiError(406, "not_acceptable", f"Accept: found {shorten(given)}, wanted one of {', '.join(MEDIA)}")
+        raise ApiError(406, "not_acceptable", f"Accept: found {shorten(given)}, wanted one of {', '.join(offered)}")
     return min(liked)[2]
 
 

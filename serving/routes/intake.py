@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,8 +79,11 @@ class Decoder:
         self._limiter = CapacityLimiter(settings.num_decoders)
         self._held = 0  # samples decoded for requests that are still in hand
 
-    async def decode(self, uploads: Sequence[Upload], exit: ExitStack) -> list[Clip | ApiError]:
-        """Every file, decoded, or why it could not be. All together may last as long as the queue takes.
+    async def decode(
+        self, uploads: Sequence[Upload], exit: ExitStack, max_seconds: float = math.inf
+    ) -> list[Clip | ApiError]:
+        """Every file, decoded, or why it could not be: one is longer than `max_seconds`, say. All together may last as
+        long as the queue takes.
 
         The audio counts as held until `exit` closes. ApiError 429 where other requests hold too much of it.
         """
@@ -91,7 +95,7 @@ class Decoder:
                 raise overloaded(
                     f"server: found {held:.0f} s of audio decoded and in hand, wanted less: retry in 1 s", 1
                 )
-            limit = min(room, self.settings.max_file_seconds)
+            limit = min(room, self.settings.max_file_seconds, max_seconds)
             try:
                 clip = await to_thread.run_sync(partial(decode, upload, limit), limiter=self._limiter)
             except ApiError as error:

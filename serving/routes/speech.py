@@ -1,7 +1,8 @@
-"""The routes /v1: speech in, frame embeddings or unit tokens out."""
+"""The routes /v1: speech in, frame embeddings, unit tokens or images out."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -14,17 +15,20 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from serving import schemas
+from serving.engine.batcher import Search
 from serving.engine.cards import Card
 from serving.engine.engine import Wanted, Work
 from serving.engine.service import Service
 from serving.engine.wire import Array
 from serving.errors import ApiError, fault_of, shorten
-from serving.routes.answers import NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
+from serving.routes.answers import JSON, MEDIA, NDJSON, NPY, SAFETENSORS, Part, answer, answer_by_line, choose_media
 from serving.routes.intake import REQUEST_BODY, Clip, Upload, read_uploads
 from serving.routes.requests import UsesService, admit, check_time, find_card
 from sonorant.inference import FRAME_MS
 
 Envelope = schemas.ErrorEnvelope
+LISTS = (JSON, NDJSON)
+"""The ways to write what is no array."""
 RETRY = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Envelope, "description": "No readable audio in the body"},
@@ -41,11 +45,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def responses(model: type[schemas.Message]) -> dict[int | str, dict[str, Any]]:
+def responses(model: type[schemas.Message], media: Sequence[str] = MEDIA) -> dict[int | str, dict[str, Any]]:
     """What a route for speech may answer, for the document."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     lines = {"schema": {"type": "string", "description": "one JSON object a line and file: its result or its error"}}
-    return {200: {"model": model, "content": {NDJSON: lines, NPY: binary, SAFETENSORS: binary}}, **ERRORS}
+    content = {NDJSON: lines, NPY: binary, SAFETENSORS: binary}
+    return {200: {"model": model, "content": {kind: content[kind] for kind in media if kind != JSON}}, **ERRORS}
 
 
 routes = APIRouter(tags=["speech"])
@@ -80,8 +85,8 @@ async def embeddings(
         "frame_ms": FRAME_MS,
     }
 
-    def finish(frames: Array) -> Mapping[str, Array | None]:
-        return {"embedding": shape(frames, options.pooling, options.normalise)}
+    def finish(work: Work, frames: Array) -> Part:
+        return Part(work.about(), {"embedding": shape(frames, options.pooling, options.normalise)})
 
     return await respond(request, service, Wanted(card, layer, span=span_of(options)), head, finish)
 
@@ -98,15 +103,43 @@ async def units(request: Request, service: UsesService, options: Annotated[schem
     if not card.num_units:
         raise ApiError(422, "invalid_option", f"model {card.name}: found no codebook, wanted one to make units")
 
-    def finish(found: Array) -> Mapping[str, Array | None]:
+    def finish(work: Work, found: Array) -> Part:
         if not options.deduplicate:
-            return {"units": found, "durations_ms": None}
+            return Part(work.about(), {"units": found, "durations_ms": None})
         kept, durations_ms = deduplicate(found)
-        return {"units": kept, "durations_ms": durations_ms}
+        return Part(work.about(), {"units": kept, "durations_ms": durations_ms})
 
     head = {"model": card.name, "digest": card.digest, "num_units": card.num_units, "frame_ms": FRAME_MS}
     wanted = Wanted(card, card.layer, spell=True, span=span_of(options))
     return await respond(request, service, wanted, head, finish)
+
+
+@routes.post(
+    "/v1/images/search",
+    response_model=schemas.Searches,
+    responses=responses(schemas.Searches, LISTS),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def search_images(
+    request: Request, service: UsesService, options: Annotated[schemas.SearchOptions, Query()]
+) -> Response:
+    """The images that the audio speaks of, best first: each file is heard as one utterance."""
+    card = find_card(request.state.visit, service, options.model)
+    if not card.num_images or card.grounded_layer is None:
+        found = "it not grounded" if card.grounded_layer is None else "it grounded but without images"
+        raise ApiError(
+            422,
+            "not_grounded",
+            f"model {card.name}: found {found}, wanted images to search: see num_images, /v1/models",
+        )
+
+    def finish(work: Work, found: Array) -> Part:
+        about = {"name": work.clip.name, "seconds": work.clip.seconds}
+        return Part({**about, "images": json.loads(found.tobytes())}, {})
+
+    head = {"model": card.name, "digest": card.digest, "num_images": card.num_images}
+    wanted = Wanted(card, card.grounded_layer, search=Search(options.top, options.thumbnails))
+    return await respond(request, service, wanted, head, finish, LISTS, service.settings.max_search_seconds)
 
 
 @routes.get("/v1/models", response_model=schemas.Models, responses={k: ERRORS[k] for k in (401, 429, 503)})
@@ -160,17 +193,24 @@ def span_of(options: schemas.Options) -> tuple[float, float] | None:
 
 # ------------------------------------------------------------------------------------------------------- answers
 
-Finish = Callable[[Array], Mapping[str, Array | None]]
+Finish = Callable[[Work, Array], Part]
 
 
 async def respond(
-    request: Request, service: Service, wanted: Wanted, head: Mapping[str, Any], finish: Finish
+    request: Request,
+    service: Service,
+    wanted: Wanted,
+    head: Mapping[str, Any],
+    finish: Finish,
+    offered: Sequence[str] = MEDIA,
+    max_seconds: float = math.inf,
 ) -> Response:
-    """What the model makes of every file of the request, brought to its final form by `finish`."""
-    media = choose_media(request)
+    """What the model makes of every file of the request, none longer than `max_seconds`, brought to its final form by
+    `finish` and written in one of the ways that are `offered`."""
+    media = choose_media(request, offered)
     check_time(request.state.visit)
     uploads = await read_uploads(request, service.settings)
-    clips = await service.decoder.decode(uploads, request.state.visit.exit)
+    clips = await service.decoder.decode(uploads, request.state.visit.exit, max_seconds)
     if media != NDJSON:
         for clip in clips:
             if isinstance(clip, ApiError):
@@ -180,7 +220,7 @@ async def respond(
 
     async def part(work: Work) -> Part:
         found = await work.result()
-        return Part(work.about(), await to_thread.run_sync(finish, found) if len(found) > 4096 else finish(found))
+        return await to_thread.run_sync(finish, work, found) if len(found) > 4096 else finish(work, found)
 
     if media == NDJSON:
         return answer_by_line(head, by_line(request, uploads, clips, works, part))

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -24,21 +26,46 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from PIL import Image
 
 from serving.app import create_app
 from serving.settings import Settings
-from sonorant.config import EncoderConfig
+from sonorant.config import EncoderConfig, GroundingConfig
 from sonorant.data.frames import HOP_SAMPLES, WINDOW_SAMPLES
-from sonorant.inference import Codebook
+from sonorant.inference import Codebook, Gallery, Picture
 from sonorant.models.encoder import Encoder
+from sonorant.models.grounding import Grounder, save_grounder
 from sonorant.models.huggingface import save_encoder
 
 Wave = NDArray[np.float32]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def jpeg(colour: str) -> bytes:
+    """A picture of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (48, 32), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+def make_gallery(dim: int, seed: int = 0) -> Gallery:
+    """Images of one colour each, all but the last with a picture, with vectors of length one."""
+    vectors = np.random.default_rng(seed).normal(size=(len(COLOURS), dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pictures = [Picture(f"{colour}.png", "test", (f"a {colour} thing",)) for colour in COLOURS]
+    with tempfile.TemporaryDirectory() as folder:
+        small = [jpeg(colour) if colour != COLOURS[-1] else None for colour in COLOURS]
+        Gallery(vectors, pictures).save(Path(folder), small)
+        gallery = Gallery.load(Path(folder))
+    assert gallery is not None
+    return gallery
+
+
 class FakeSpeech:
-    """Statistics of each frame's window as its embedding, its loudness as its unit."""
+    """Statistics of each frame's window as its embedding, its loudness as its unit; their means find an image."""
 
     layer, num_layers, dim, num_units = 2, 3, 4, 10
     precision, device, digest, config = "float32", "cpu", "0" * 8, None
@@ -50,6 +77,7 @@ class FakeSpeech:
         centroids = np.zeros((self.num_units, self.dim), np.float32)
         centroids[:, 1] = np.arange(self.num_units) / 10
         self.codebook = Codebook(centroids, np.zeros(4, np.float32), np.float32([0, 1, 0, 0]))
+        self.grounder, self.gallery = SimpleNamespace(layer=1), make_gallery(self.dim)
         self.batches: list[int] = []
         self.may_run = threading.Event()
         self.may_run.set()
@@ -63,6 +91,9 @@ class FakeSpeech:
 
     def units(self, waves: Sequence[Wave]) -> list[NDArray[np.int64]]:
         return [self.codebook.assign(frames) for frames in self.embed(waves)]
+
+    def query(self, waves: Sequence[Wave]) -> NDArray[np.float32]:
+        return np.stack([frames.mean(0) for frames in self.embed(waves, self.grounder.layer)])
 
     def device_bytes(self) -> int:
         return 0
@@ -149,14 +180,18 @@ def encode() -> Encode:
     return encode
 
 
-def publish(folder: Path, seed: int = 0) -> Path:
-    """An untrained model of 3 layers × 32, published by hand."""
+def publish(folder: Path, seed: int = 0, num_images: int = 0) -> Path:
+    """An untrained model of 3 layers × 32, published by hand, with or without images."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
     config = EncoderConfig(
         stem_channels=16, dim=32, num_layers=3, num_heads=2, ffn_dim=64, position_groups=4, position_kernel=3
     )
-    save_encoder(Encoder(config), folder, layer=2)
+    save_encoder(Encoder(config), folder, layer=2, **({"num_images": num_images} if num_images else {}))
+    if num_images:
+        save_grounder(Grounder(32, 3, GroundingConfig(layer=1, dim=8), with_images=False), folder)
+        vectors = np.random.default_rng(seed).normal(size=(num_images, 8)).astype(np.float32)
+        Gallery(vectors, [Picture(f"{row}.png", "train", ()) for row in range(num_images)]).save(folder)
     centroids = np.random.default_rng(seed).normal(size=(7, 32)).astype(np.float32)
     Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(folder / "codebook.safetensors")
     return folder
