@@ -326,6 +326,21 @@ def test_values_and_gradients_are_those_of_tslearn() -> None:
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("frame", [0, 100, 199])
+def test_what_is_not_finite_shows_in_its_own_pair_alone(backend: Backend, bad: float, frame: int) -> None:
+    xs, ys = leaves([make(200, 4), make(150, 4)]), leaves([make(190, 4, seed=1), make(150, 4, seed=1)])
+    wanted = soft_dtw(xs[1:], ys[1:], 0.1, backend=backend)
+    with torch.no_grad():
+        xs[0][frame] = bad
+    found = soft_dtw(xs, ys, 0.1, backend=backend)
+    assert found.isfinite().tolist() == [False, True]
+    gradients = differentiated(found, xs + ys)
+    assert torch.equal(found[1:], wanted)
+    assert torch.equal(gradients[1], 2 * torch.autograd.grad(wanted.sum(), xs[1])[0])
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
 
 

@@ -69,7 +69,7 @@ def soft_dtw_divergence(
 def soft_dtw_of_costs(
     costs: Sequence[Tensor], gamma: float, *, radius: int | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """Soft-DTW of pairs from any costs, B matrices (n, m): (B,). Otherwise as `soft_dtw`."""
+    """Soft-DTW of pairs from any finite costs, B matrices (n, m): (B,). Otherwise as `soft_dtw`."""
     assert len(costs) > 0, "found no costs"
     assert all(c.ndim == 2 for c in costs), "wanted costs (n, m)"
     _check([(c.shape[0], c.shape[1]) for c in costs], gamma, radius)

@@ -33,7 +33,7 @@ NEGLIGIBLE = 1e-30
 def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | None) -> tuple[Tensor, ...]:
     """Soft-DTW in units of γ from costs in units of γ: values (B,) in float64, and what `backward` needs.
 
-    That is the band's width and each pair's probabilities, strip by strip.
+    That is the band's width (-1: none) and each pair's probabilities, strip by strip.
     """
     width = -1 if radius is None else radius
     steps = [costs_BNM.new_empty(_measure(n, m, width)) for n, m in shapes]
@@ -98,7 +98,7 @@ LEAST = np.float32(-87)
 E0, E2, E3, E4, E5, E6 = (np.float32(1 / math.factorial(n)) for n in (0, 2, 3, 4, 5, 6))
 MIDDLE, LOG_MIDDLE = np.float32(math.sqrt(3)), np.float32(math.log(3) / 2)
 L1, L3, L5, L7, L9, L11 = (np.float32(2 / n) for n in (1, 3, 5, 7, 9, 11))
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO = np.float32(0)
 
 
 @overload(_exp, jit_options={"fastmath": {"contract"}}, strict=False)  # type: ignore[untyped-decorator]
@@ -243,6 +243,9 @@ def _backward(steps: NDArray[Any], n: int, m: int, width: int, flow: NDArray[Any
             across[n - 1 - first] = one
         else:
             filled = np.nonzero(inflow)[0]
+            if not len(filled):  # only after costs that are not finite
+                columns[: strip + 1] = 0
+                return
             step, inflow_starts = min(num_steps - 1, filled[-1] + NUM_LANES - 1 - start), filled[0]
         begins = ends = step
         num_empty = 0

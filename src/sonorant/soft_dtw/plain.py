@@ -28,7 +28,7 @@ def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | 
     outside = costs_BNM.new_full((), OUTSIDE)
     up_BN = left_BN = outside.expand(costs_KBN.shape[1:])
     zero = torch.zeros_like(outside)
-    value_B = costs_KBN[0, :, 0].double()
+    parts = [costs_KBN[0, :, 0]]
     for k, costs_BN in enumerate(costs_KBN):
         # The differences of the cells above (R[i-1, j] - R[i-1, j-1]) and to the left (R[i, j-1] - R[i-1, j-1]).
         above_BN = F.pad(left_BN[:, :-1], (1, 0), value=OUTSIDE)
@@ -44,8 +44,9 @@ def forward(costs_BNM: Tensor, shapes: Sequence[tuple[int, int]], radius: int | 
         if k:
             # A value is the sum of differences along any staircase inside: here the one nearest to the straight line.
             step_B = torch.where(down_KB[k, :, None], up_BN, left_BN).gather(1, row_KB[k, :, None])[:, 0]
-            value_B = value_B + torch.where(k <= last_B, step_B, 0).double()
-    return value_B, steps_KBN2
+            parts.append(torch.where(k <= last_B, step_B, 0))
+    # Not every device has float64.
+    return torch.stack(parts).cpu().double().sum(0), steps_KBN2
 
 
 def backward(
