@@ -290,6 +290,12 @@ def test_speech_is_read_two_thirds_up(layers: int, wanted: int) -> None:
     assert Grounder(DIM, layers, config(layer=1)).layer == 1
 
 
+def test_heads_that_do_not_divide_the_width_are_refused_on_one_line() -> None:
+    with pytest.raises(ValueError, match=r"branch_heads: found 5, wanted a divisor of the encoder's dim 16") as caught:
+        Grounder(DIM, 3, config(branch_heads=5))
+    assert "\n" not in str(caught.value)
+
+
 def test_cosines_have_length_one_and_dot_products_have_not() -> None:
     x_FD, frames = states((4, 6))
     lengths = make_grounder().speech(x_FD, frames).norm(dim=1)

@@ -141,8 +141,16 @@ class Grounder(nn.Module):
     """Both sides, and the vector that leads the encoder's input; the side of images is not needed to search."""
 
     def __init__(self, dim: int, num_layers: int, config: GroundingConfig, with_images: bool = True) -> None:
-        """For an encoder of that width and depth."""
+        """For an encoder of that width and depth.
+
+        Raises ValueError where the width cannot be divided among the heads.
+        """
         super().__init__()
+        if dim % config.branch_heads:
+            raise ValueError(
+                f"grounding.branch_heads: found {config.branch_heads}, wanted a divisor of the encoder's dim {dim}: "
+                "change it"
+            )
         self.config = config
         self.layer = config.layer or round(2 * num_layers / 3)
         self.cls = nn.Parameter(0.02 * torch.randn(dim))
