@@ -2,9 +2,10 @@
 
 import { Microphone, RATE, decode, joined, toWav } from "./audio.js";
 import { Links, MOST_SECONDS, compare } from "./compare.js";
-import { Stream, askModels, askUnits, useKey } from "./server.js";
+import { Stream, askImages, askModels, askUnits, useKey } from "./server.js";
 import { Peaks, Timeline, colourOf, describe, mark, prepare, redraw, segmentsOf, style } from "./timeline.js";
 
+const NUM_IMAGES = 10; // shown of each recording
 const find = (id) => document.getElementById(id);
 const recordings = [];
 const refused = []; // what to do again once there is a key
@@ -93,6 +94,7 @@ function showModel(about) {
     ["Layer", `${about.layer} of ${about.num_layers}`],
     ["Dimensions", about.dim],
     ["Units", about.num_units || "no codebook"],
+    ["Images", about.num_images || (about.grounded ? "none published" : "not grounded")],
     ["Precision", about.precision],
     ["Device", about.device],
     ["Digest", about.digest ?? "none"],
@@ -155,13 +157,57 @@ async function readNow(recording, again) {
     show(recording);
     if (!recordings.includes(recording)) recordings.push(recording);
     choosePair(recording);
-    say(`${recording.name}: ${segments.length} segments`);
+    const count = await showImages(recording, again);
+    say(`${recording.name}: ${segments.length} segments${count ? `, ${count} images` : ""}`);
   } catch (error) {
     say("");
     if (recording.live && recording.segments) show(recording);
     fail(error, recording.name, again);
   }
   find("empty").hidden = recordings.length > 0 || document.querySelector(".recording") !== null;
+}
+
+/** Show what a recording speaks of, where the model finds images; how many. */
+async function showImages(recording, again) {
+  const { part } = recording;
+  const { num_images: total } = models.find(({ id }) => id === model);
+  part("images").hidden = !total;
+  part("found").replaceChildren();
+  if (!total) return 0;
+  part("images").setAttribute("aria-label", `Images found for ${recording.name}`);
+  part("images-note").textContent = `Searching ${total} images…`;
+  try {
+    const images = await askImages(recording.sent, model, NUM_IMAGES);
+    part("images-note").textContent = `The nearest of ${total} to what was said, the nearest first, each with its score`;
+    part("found").replaceChildren(...images.map(picture));
+    return images.length;
+  } catch (error) {
+    part("images-note").textContent = error.message; // a recording too long to be one utterance, say
+    if (error.status === 401) fail(error, recording.name, again);
+    return 0;
+  }
+}
+
+/** An image that was found, with its score and what is said of it. */
+function picture({ id, rank, score, texts, thumbnail }) {
+  const [item, frame, text] = ["li", thumbnail ? "img" : "span", "p"].map((kind) => document.createElement(kind));
+  const said = texts.join("; ") || id;
+  frame.className = "picture";
+  if (thumbnail) {
+    frame.src = thumbnail;
+    frame.alt = "";
+  } else frame.textContent = "no picture kept";
+  const numbers = document.createElement("span");
+  numbers.className = "numbers";
+  const [place, points] = [document.createElement("strong"), document.createElement("span")];
+  place.textContent = rank;
+  points.textContent = score.toFixed(2);
+  points.setAttribute("aria-label", `score ${score.toFixed(2)}`);
+  numbers.append(place, points);
+  text.textContent = said;
+  item.title = texts.length ? `${id}: ${said}` : id;
+  item.append(frame, numbers, text);
+  return item;
 }
 
 /** The share of the frames that two readings give the same unit. */

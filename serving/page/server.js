@@ -54,6 +54,12 @@ export async function askUnits(body, model) {
   return { ...result, latency: performance.now() - started };
 }
 
+/** The images that a recording speaks of, the best first: {id, rank, score, texts, thumbnail} each. */
+export async function askImages(body, model, top) {
+  const answer = await ask("v1/images/search", { query: { top, thumbnails: true, model }, body });
+  return (await answer.json()).results[0].images;
+}
+
 /** The frames of a recording's first `seconds`, every dimension with mean 0 and variance 1: {frames, dim}. */
 export async function askFrames(body, model, seconds) {
   const query = { model, end: seconds, normalise: "utterance" };

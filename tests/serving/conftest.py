@@ -191,7 +191,8 @@ def publish(folder: Path, seed: int = 0, num_images: int = 0) -> Path:
     if num_images:
         save_grounder(Grounder(32, 3, GroundingConfig(layer=1, dim=8), with_images=False), folder)
         vectors = np.random.default_rng(seed).normal(size=(num_images, 8)).astype(np.float32)
-        Gallery(vectors, [Picture(f"{row}.png", "train", ()) for row in range(num_images)]).save(folder)
+        pictures = [Picture(f"{row}.png", "train", (f"{COLOURS[row % 5]}",) * (row % 2)) for row in range(num_images)]
+        Gallery(vectors, pictures).save(folder, [jpeg(COLOURS[row % 5]) if row else None for row in range(num_images)])
     centroids = np.random.default_rng(seed).normal(size=(7, 32)).astype(np.float32)
     Codebook(centroids, np.zeros(32, np.float32), np.ones(32, np.float32)).save(folder / "codebook.safetensors")
     return folder

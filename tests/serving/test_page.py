@@ -15,7 +15,7 @@ import pytest
 
 from serving.routes.pages import FOLDER, POLICY
 from tests.serving.browser import CHROMIUM, Page, browse
-from tests.serving.conftest import RunningServer
+from tests.serving.conftest import RunningServer, RunServer, publish
 
 Drive = Callable[..., Any]
 RATE = 16_000
@@ -132,7 +132,7 @@ def drive(runner: asyncio.Runner, server: RunningServer, tab: Page) -> Drive:
 
         runner.run(whole())
         assert tab.errors == []
-        own = (url, f"blob:{url}", url.replace("http", "ws"))
+        own = (url, f"blob:{url}", url.replace("http", "ws"), "data:")
         assert [request for request in tab.requests if not request.startswith(own)] == []
 
     return drive
@@ -165,6 +165,7 @@ def test_a_dropped_file_shows_the_servers_units(drive, server, sounds):
     async def visit(page: Page) -> None:
         gist = await page.wait(HAS_MODEL)
         assert gist == "layer 2 · 7 units · float32"
+        assert "not grounded" in await page.run("document.querySelector('#model-facts').textContent")
         digest = await page.run("document.querySelector('.digest').textContent")
         assert digest == httpx.get(f"{server.url}/v1/models").json()["models"][0]["digest"]
         await page.choose_files("#files", [sounds["first.wav"]])
@@ -187,6 +188,49 @@ def test_a_dropped_file_shows_the_servers_units(drive, server, sounds):
         assert await page.run("document.querySelector('#comparison').hidden")
 
     drive(visit)
+
+
+IMAGES = """[...document.querySelectorAll('.images li')].map((item) => ({
+  shown: item.querySelector('img')?.naturalWidth ?? 0, text: item.innerText.split('\\n').filter(Boolean),
+}))"""
+NOTE = "document.querySelector('.images .note').textContent"
+
+
+def test_a_grounded_model_shows_what_the_recording_speaks_of(drive, sounds, encode, tmp_path, run_server: RunServer):
+    server = run_server(
+        publish(tmp_path / "grounded", num_images=12), **ONE_WORKER, SONORANT_SERVE_MAX_SEARCH_SECONDS="3"
+    )
+    headers, query = {"Content-Type": "application/octet-stream"}, {"thumbnails": True}
+    data = sounds["first.wav"].read_bytes()
+    answer = httpx.post(f"{server.url}/v1/images/search", params=query, content=data, headers=headers, timeout=30)
+    expected = answer.json()["results"][0]["images"]
+    long = tmp_path / "long.wav"
+    long.write_bytes(encode(np.random.default_rng(0).normal(0, 0.1, 4 * RATE)))
+
+    async def visit(page: Page) -> None:
+        await page.wait(HAS_MODEL)
+        assert "12" in await page.run("document.querySelector('#model-facts').textContent")
+        await page.choose_files("#files", [sounds["first.wav"]])
+        await page.wait("document.querySelectorAll('.images li').length === 10")
+        await page.wait("[...document.querySelectorAll('.images img')].every((image) => image.complete)")
+        found = await page.run(IMAGES)
+        for image, shown in zip(expected, found, strict=True):
+            said = image["texts"][0] if image["texts"] else image["id"]
+            numbers = [str(image["rank"]), f"{image['score']:.2f}"]
+            assert shown["text"] == [*([] if image["thumbnail"] else ["no picture kept"]), *numbers, said]
+            assert (shown["shown"] > 0) == (image["thumbnail"] is not None)
+        assert (await page.run(NOTE)).startswith("The nearest of 12 to what was said")
+        assert (await page.run("document.querySelector('[role=status]').textContent")).endswith("segments, 10 images")
+        for width in (1280, 375):
+            await page.resize(width, 800, mobile=width < 500)
+            assert await page.run("document.documentElement.scrollWidth <= window.innerWidth")
+        await page.choose_files("#files", [long])
+        await page.wait("document.querySelectorAll('.recording').length === 2")
+        await page.wait(f"/found more than 3 s/.test({NOTE})")  # newest on top
+        # The answer 413 is the server's; that the browser logs it is no fault of the page.
+        page.errors[:] = [error for error in page.errors if "413" not in error]
+
+    drive(visit, server.url)
 
 
 PIXELS = """(() => {
