@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.numpy import load_file
 from transformers import AutoModel
 
 from sonorant.artifacts import read_record
 from sonorant.clustering import fit_kmeans
 from sonorant.data.audio import standardise
 from sonorant.data.corpus import read_corpus
+from sonorant.data.pairs import read_square
 from sonorant.inference import load
-from sonorant.steps import cluster, prepare, pretrain, publish
-from tests.tiny import pretrain_values
+from sonorant.models.grounding import load_grounder
+from sonorant.steps import cluster, ground, prepare, pretrain, publish
+from tests.tiny import encoder_config, pretrain_values
 
 SOURCE = {"kind": "synthetic", "voice": "tones", "num_utterances": 24, "num_speakers": 6, "dev_share": 0.2}
 CONFIG = {"num_units": 12, "licence": "cc0-1.0"}
@@ -123,3 +130,98 @@ def test_the_teacher_can_be_published(artifacts: Path, tmp_path: Path) -> None:
         run(artifacts, tmp_path / network, layer=2, network=network)
         [frames[network]] = load(tmp_path / network).embed(waves)
     assert np.abs(frames["student"] - frames["teacher"]).max() > 1e-4  # the teacher lags behind
+
+
+# ------------------------------------------------------------------------------------------------------- images
+
+IMAGE: dict[str, Any] = {"side": 24, "dim": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def with_images(artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus, and an encoder grounded on it in two updates."""
+    folder = tmp_path_factory.mktemp("grounded")
+    (folder / "corpus").symlink_to(artifacts / "corpus")
+    values = {
+        "num_updates": 2,
+        "phases": [{"weights": {"grounding": 1.0}}],
+        "encoder": encoder_config().model_dump(mode="json"),
+        "grounding": {"layer": 1, "dim": 8, "image": IMAGE},
+        "batching": {"batch_seconds": 4.0, "crop_seconds": 1.0},
+    }
+    ground(values, corpus=folder / "corpus", grounded=folder / "encoder", scratch=folder / "scratch")
+    return folder
+
+
+def test_a_grounded_model_finds_every_image_of_its_corpus(with_images: Path, tmp_path: Path) -> None:
+    metrics = run(with_images, tmp_path / "model", layer=2)
+    speech, utterances = load(tmp_path / "model"), read_corpus(with_images / "corpus")
+    gallery, grounder = speech.gallery, load_grounder(with_images / "encoder", with_images=True)
+    assert gallery is not None
+    assert grounder is not None
+    images = {u.image.name: u for u in utterances if u.image is not None}
+    assert metrics["images"] == len(gallery) == len(images) > 10
+    assert [picture.id for picture in gallery.pictures] == sorted(images)
+    for row, picture in enumerate(gallery.pictures):
+        content = images[picture.id].picture()
+        assert content is not None
+        with torch.no_grad():
+            [vector] = grounder.image((torch.from_numpy(read_square(content, picture.id, 24))[None],)).numpy()
+        # Alone or with others, float32 sums of a vector of length one.
+        np.testing.assert_allclose(gallery.vectors([row])[0], vector, atol=1e-5)
+        owners = [u for u in utterances if u.image is not None and u.image.name == picture.id]
+        assert picture.texts == tuple(dict.fromkeys(u.text for u in owners))
+        assert picture.split == owners[0].split
+        small = gallery.thumbnail(row)
+        assert small is not None
+        shown, told = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) for data in (small, content))
+        assert shown.shape == (64, 64, 3)
+        # Shapes of one colour: what JPEG and another size move is at their edges.
+        assert np.abs(shown.mean((0, 1)) - told.mean((0, 1))).max() < 2
+    [found] = speech.search([utterances[0].wave()], top=3)
+    assert [image.rank for image in found] == [1, 2, 3]
+    assert f"among {len(images)} images" in (tmp_path / "model" / "README.md").read_text()
+    stored = load_file(tmp_path / "model" / "grounding.safetensors")
+    assert not [name for name in stored if name.startswith("image_side")]
+
+
+def test_grounded_twice_published_gives_the_same_bytes(with_images: Path, tmp_path: Path) -> None:
+    for name, side in (("first", 16), ("second", 16), ("without", 0)):
+        run(with_images, tmp_path / name, layer=2, thumbnail_side=side)
+    first, second, without = (
+        read_record(tmp_path / name, "model")["digest"] for name in ("first", "second", "without")
+    )
+    assert first == second != without
+    gallery = load(tmp_path / "first").gallery
+    assert gallery is not None
+    small = gallery.thumbnail(0)
+    assert small is not None
+    assert Image.open(io.BytesIO(small)).size == (16, 16)
+    assert not (tmp_path / "without" / "images.thumbnails").exists()
+
+
+def test_without_images_the_grounding_is_kept_and_nothing_is_found(with_images: Path, tmp_path: Path) -> None:
+    """Another corpus gives the units: it need not have images."""
+    manifest = tmp_path / "manifest.jsonl"
+    files = [
+        {"id": u.id, "path": str(u.path), "speaker": u.speaker, "split": u.split}
+        for u in read_corpus(with_images / "corpus")[:6]
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in files))
+    source = {"kind": "manifest", "name": "field", "path": str(manifest)}
+    prepare({"sources": [source], "num_workers": 1}, corpus=tmp_path / "corpus", scratch=tmp_path / "scratch")
+    paths = {"corpus": tmp_path / "corpus", "encoder": with_images / "encoder", "model": tmp_path / "model"}
+    assert publish({**CONFIG, "layer": 2}, **paths)["images"] == 0
+    speech = load(tmp_path / "model")
+    assert speech.gallery is None
+    assert speech.query([read_corpus(paths["corpus"])[0].wave()]).shape == (1, 8)
+
+
+def test_the_teacher_was_not_grounded(with_images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "taught"
+    folder.mkdir()
+    (folder / "corpus").symlink_to(with_images / "corpus")
+    shutil.copytree(with_images / "encoder", folder / "encoder")
+    shutil.copy(folder / "encoder" / "model.safetensors", folder / "encoder" / "teacher.safetensors")
+    with pytest.raises(ValueError, match=r"publish\.network: found teacher for an encoder that was grounded"):
+        run(folder, tmp_path / "model", network="teacher")

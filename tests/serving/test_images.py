@@ -16,8 +16,9 @@ from PIL import Image
 
 from serving.app import create_app
 from serving.settings import Settings
+from sonorant.client import Client, FoundImage, ServiceError
 from sonorant.inference import load, read_wave
-from tests.serving.conftest import COLOURS, Encode, FakeSpeech, Wave, jpeg, publish, ready_client
+from tests.serving.conftest import COLOURS, Encode, FakeSpeech, Wave, jpeg, publish, ready_client, serving
 
 ROUTE = "/v1/images/search"
 
@@ -129,6 +130,32 @@ def test_a_query_that_is_not_finite_is_the_audios_fault(client: TestClient, spee
     answer = client.post(ROUTE, content=body, headers={"Content-Type": "audio/wav"})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "bad_audio"
+
+
+def test_the_client_finds_the_same(client: TestClient, body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    route = {"params": {"top": 4, "thumbnails": True}, "content": body, "headers": {"Content-Type": "audio/wav"}}
+    expected = client.post(ROUTE, **route).json()["results"][0]["images"]
+    with serving(create_app(Settings(), {"tiny": FakeSpeech()})) as address, Client(f"http://{address}") as ours:
+        found = ours.search(body, top=4, thumbnails=True, model="tiny")
+        assert [(image.id, image.rank, image.score) for image in found] == [
+            (image["id"], image["rank"], image["score"]) for image in expected
+        ]
+        assert [image.texts for image in found] == [tuple(image["texts"]) for image in expected]
+        small = {image.id.removesuffix(".png"): image.thumbnail for image in found}
+        assert all(small[colour] == (None if colour == COLOURS[-1] else jpeg(colour)) for colour in small)
+        [best] = ours.search(body, top=1)
+        assert best == FoundImage(found[0].id, 1, found[0].score, found[0].texts, None)
+        with pytest.raises(ServiceError, match="query top: found '101'") as told:
+            ours.search(body, top=101)
+        assert told.value.code == "invalid_option"
+        strange = [b"{}", b"[]", b'{"results": []}', b'{"results": [{"images": [{"id": 1}]}]}', b"\xff"]
+        strange.append(
+            json.dumps({"results": [{"images": [{**expected[0], "thumbnail": "data:image/png,%%"}]}]}).encode()
+        )
+        for content in strange:
+            monkeypatch.setattr(ours, "_request", lambda *_, content=content: content)
+            with pytest.raises(ServiceError, match="found an answer of something else, wanted images with scores"):
+                ours.search(body)
 
 
 # ------------------------------------------------------------------------------------------------- a real model

@@ -3,6 +3,7 @@
 client = Client("http://127.0.0.1:8000")     # the key, where one is needed, from $SONORANT_API_KEY
 frames = client.embed("a.flac", layer=2)     # (T, D), one frame every 20 ms
 units, durations_ms = client.units("a.flac", deduplicate=True)
+images = client.search("a.flac", top=5)      # what a grounded model finds, the best first
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sonorant.client.service import Answer, Client, ServiceError
+    from sonorant.client.service import Answer, Client, FoundImage, ServiceError
 
-__all__ = ["Answer", "Client", "ServiceError"]
+__all__ = ["Answer", "Client", "FoundImage", "ServiceError"]
 
 
 def __getattr__(name: str) -> Any:

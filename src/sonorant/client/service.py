@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import itertools
 import json
@@ -67,6 +68,17 @@ class Answer:
     head: Mapping[str, Any]
     about: Mapping[str, Any]
     arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class FoundImage:
+    """An image that the server found. rank: from 1; texts: what is said of it; thumbnail: a small JPEG, if any."""
+
+    id: str
+    rank: int
+    score: float
+    texts: tuple[str, ...]
+    thumbnail: bytes | None
 
 
 class Client:
@@ -137,6 +149,19 @@ class Client:
         options = {"deduplicate": deduplicate or None, "model": model, "start": start, "end": end}
         arrays = self.ask("units", audio, options).arrays
         return arrays["units"], arrays.get("durations_ms")
+
+    def search(
+        self, audio: Audio, *, top: int = 10, thumbnails: bool = False, model: str | None = None
+    ) -> list[FoundImage]:
+        """The `top` images that the audio speaks of, the best first, with `thumbnails` a small JPEG of each."""
+        given = {"top": top, "thumbnails": thumbnails or None, "model": model}
+        options = {name: text_of(value) for name, value in given.items() if value is not None}
+        body = self._request("POST", "v1/images/search", JSON, self.max_answer_bytes, audio, options)
+        try:
+            [result] = json.loads(body)["results"]
+            return [image_of(about) for about in result["images"]]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+            raise self._strange("images with scores") from None
 
     def models(self) -> list[dict[str, Any]]:
         """What is loaded: a model's id, digest, layers, dimensions and so on."""
@@ -342,6 +367,15 @@ def parse(kind: str, body: bytes) -> Answer | None:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError):
         return None
     return Answer(head, about, arrays)
+
+
+def image_of(about: Mapping[str, Any]) -> FoundImage:
+    """An image as JSON has it; ValueError, KeyError, TypeError or AttributeError where it is none."""
+    small = about["thumbnail"]
+    if small is not None:
+        small = base64.b64decode(small.removeprefix("data:image/jpeg;base64,"), validate=True)
+    texts = tuple(map(str, about["texts"]))
+    return FoundImage(str(about["id"]), int(about["rank"]), float(about["score"]), texts, small)
 
 
 def seconds_of(text: str | None) -> float | None:
