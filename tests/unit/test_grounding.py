@@ -247,6 +247,20 @@ def test_an_utterance_alone_is_one_among_others(widths: tuple[int, ...]) -> None
             assert (grounder.speech(other, frames) - together).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("widths", [(), (6, 10)])
+def test_the_largest_values_over_time_are_those_of_an_utterance_alone(widths: tuple[int, ...]) -> None:
+    grounder = make_grounder(branch_widths=widths, pooling="max")
+    side = grounder.speech_side
+    assert not [name for name, _ in side.named_parameters() if name.startswith(("lead.", "layer."))]
+    x_FD, frames = states((2, 31, 9, 3, 40))
+    together = grounder.speech(x_FD, frames)
+    for row, rows in zip(together, frames.slices(), strict=True):
+        (part,) = side.shortened([x_FD[rows.start + 1 : rows.stop]])
+        largest = torch.stack([channel.max() for channel in part.unbind(1)])
+        # Sums of float32 in another order.
+        assert torch.allclose(row, F.normalize(side.out(largest), dim=0), atol=2e-6)
+
+
 @given(st.integers(1, 40), st.sampled_from([1, 2]))
 @settings(deadline=None, max_examples=30)
 def test_a_block_is_its_convolutions_on_what_is_there(length: int, stride: int) -> None:

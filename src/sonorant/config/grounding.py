@@ -52,5 +52,10 @@ class GroundingConfig(Section):
     branch_widths: tuple[Width, ...] = Field(
         (), description="of the speech branch's stages, each half as long; the original's are 128, 256, 512, 768"
     )
-    branch_heads: int = Field(4, ge=1, description="of the layer on top of them")
+    pooling: Literal["lead", "max"] = Field(
+        "lead",
+        description="lead: the leading state looks through a layer, as in the paper; max: the largest value of each "
+        "channel over time, which learns from few pairs",
+    )
+    branch_heads: int = Field(4, ge=1, description="of the layer that the leading state looks through")
     image: ImageConfig = ImageConfig()

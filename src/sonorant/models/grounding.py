@@ -76,25 +76,30 @@ def within(x_BCT: Tensor, lengths_B: Tensor) -> Tensor:
 
 class SpeechSide(nn.Module):
     """From an utterance's states, the leading one first, to its vector: convolutions, then a layer that the leading
-    state looks through."""
+    state looks through, or the largest value of each channel over time."""
 
     def __init__(self, dim: int, config: GroundingConfig) -> None:
         super().__init__()
         widths = config.branch_widths or (dim,)
-        self.lead = two_layers(dim, dim)
         self.entry, self.entry_norm = nn.Linear(dim, widths[0]), nn.LayerNorm(widths[0])
         stages = list(zip((widths[0], *widths), config.branch_widths, strict=False))
         self.blocks = nn.ModuleList(
             block for before, after in stages for block in (Residual(before, after, 2), Residual(after, after, 1))
         )
         self.exit = nn.Linear(widths[-1], dim)
-        self.layer = plain_layer(dim, config.branch_heads, 4 * dim, pre_norm=False)
+        self.is_led = config.pooling == "lead"
+        if self.is_led:
+            self.lead = two_layers(dim, dim)
+            self.layer = plain_layer(dim, config.branch_heads, 4 * dim, pre_norm=False)
         self.out = nn.Linear(dim, config.dim)
 
     def forward(self, states_FD: Tensor, frames: Ragged) -> Tensor:
         """States (F, D) to vectors (B, E)."""
-        leads_BD = self.lead(states_FD[list(frames.offsets)])
         parts = self.shortened([states_FD[rows.start + 1 : rows.stop] for rows in frames.slices()])
+        if not self.is_led:
+            largest: Tensor = self.out(torch.stack([part.amax(0) for part in parts]))
+            return largest
+        leads_BD = self.lead(states_FD[list(frames.offsets)])
         led = Ragged(tuple(len(part) + 1 for part in parts))
         packed = torch.cat([row for lead, part in zip(leads_BD, parts, strict=True) for row in (lead[None], part)])
         mixed_FD, _ = self.layer(packed, led)
@@ -146,7 +151,7 @@ class Grounder(nn.Module):
         Raises ValueError where the width cannot be divided among the heads.
         """
         super().__init__()
-        if dim % config.branch_heads:
+        if config.pooling == "lead" and dim % config.branch_heads:
             raise ValueError(
                 f"grounding.branch_heads: found {config.branch_heads}, wanted a divisor of the encoder's dim {dim}: "
                 "change it"
