@@ -109,7 +109,7 @@ def test_the_layer_that_speaks_is_read() -> None:
     found = fit_recogniser(train, dev, **BUDGET)
     assert found.weights.argmax() == 1
     assert found.weights.sum() == pytest.approx(1, abs=1e-6)  # float32
-    assert found.error(test) <= 0.1
+    assert found.error(test) <= 0.2  # one layer alone: 0; noise alone: above 0.7
 
 
 def shifted(utterances: Sequence[Spoken]) -> list[Spoken]:
