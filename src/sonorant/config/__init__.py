@@ -17,6 +17,7 @@ from sonorant.config.encoder import EncoderConfig
 from sonorant.config.grounding import GroundingConfig, ImageConfig
 from sonorant.config.measure import ClusterConfig, EvaluateConfig, PublishConfig
 from sonorant.config.prepare import (
+    CaptionFile,
     ConvertConfig,
     FolderSource,
     LhotseSource,
@@ -25,6 +26,7 @@ from sonorant.config.prepare import (
     Part,
     PrepareConfig,
     Source,
+    SpokenCaptionsSource,
     SyntheticSource,
 )
 from sonorant.config.pretrain import AlignConfig, GroundConfig, PretrainConfig
@@ -57,6 +59,7 @@ __all__ = [
     "AlignmentConfig",
     "BalanceConfig",
     "BatchingConfig",
+    "CaptionFile",
     "ClusterConfig",
     "CodebooksConfig",
     "ContrastConfig",
@@ -88,6 +91,7 @@ __all__ = [
     "Source",
     "SpectrumConfig",
     "Split",
+    "SpokenCaptionsSource",
     "StemConfig",
     "StepWeight",
     "SyntheticSource",

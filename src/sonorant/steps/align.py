@@ -19,6 +19,8 @@ def align(
     with joined_ranks() as ranks:
         torch.manual_seed(config.seed)
         student = load_encoder(encoder)[0]
+        # Twins whose layers were dropped apart would differ by that.
+        student.context.layer_drop = 0.0
         num_still = student.config.num_layers - (config.num_trained_layers or student.config.num_layers)
         if ranks.is_first:
             carry_grounder(encoder, aligned, num_still)

@@ -40,6 +40,4 @@ def build_tasks(config: TrainConfig, encoder: EncoderConfig, num_units: int) -> 
         builders["grounding"] = lambda: Grounding(config.grounding)
     if isinstance(config, AlignConfig):
         builders["alignment"] = lambda: Alignment(encoder.dim, config.alignment)
-    if isinstance(config, AlignConfig):
-        builders["alignment"] = lambda: Alignment(encoder.dim, config.alignment)
     return {name: build() for name, build in builders.items() if name in config.tasks}
