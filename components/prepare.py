@@ -13,7 +13,7 @@ def prepare(
     metrics: Output[Metrics],
     shares: Input[list[Dataset]] | None = None,
 ):
-    """Check and resample the speech of all sources, and write a corpus whose splits share no speaker."""
+    """Check and resample the speech of all sources, and write a corpus in splits, speakers or images apart."""
     from sonorant.steps import prepare
     from sonorant.steps.component import run
 

@@ -31,7 +31,7 @@ def convert(config: ConvertConfig, *, share: Out, scratch: Scratch) -> Metrics:
 
 @step
 def prepare(config: PrepareConfig, *, corpus: Out, scratch: Scratch, shares: Ins | None = None) -> Metrics:
-    """Check and resample the speech of all sources, and write a corpus whose splits share no speaker."""
+    """Check and resample the speech of all sources, and write a corpus in splits, speakers or images apart."""
     from sonorant.artifacts import read_record
     from sonorant.data.assembly import check_enough, name_apart, part_images, settle
     from sonorant.data.corpus import REFUSED, Refused, Row, Taken, write_corpus, write_refused
