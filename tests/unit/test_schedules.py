@@ -196,6 +196,7 @@ def test_a_stem_that_is_frozen_is_told_when() -> None:
         ("teacher/prediction_std", 0.009),
         ("codebooks/perplexity", 1.9),
         ("contrast/perplexity", 1.0),
+        ("alignment/effective_rank", 1.2),
     ],
 )
 def test_a_collapse_ends_the_run_in_words(name: str, low: float) -> None:

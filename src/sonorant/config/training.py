@@ -114,6 +114,7 @@ class GuardConfig(Section):
     min_target_std: float = Field(0.1, ge=0)
     min_prediction_std: float = Field(0.01, ge=0)
     min_perplexity: float = Field(2.0, ge=0, description="of online codes: codebooks and quantiser")
+    min_effective_rank: float = Field(1.5, ge=0, description="of alignment's frames: 1 where all lie on one line")
 
 
 class LaunchConfig(Section):

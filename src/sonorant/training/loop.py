@@ -196,6 +196,7 @@ def check_alive(config: TrainConfig, entry: Mapping[str, float], update: int) ->
         "teacher/prediction_std": (guard.min_prediction_std, "raise teacher.start_decay"),
         "codebooks/perplexity": (guard.min_perplexity, "raise batching.batch_seconds or set codebooks.init small"),
         "contrast/perplexity": (guard.min_perplexity, "raise the weight of diversity"),
+        "alignment/effective_rank": (guard.min_effective_rank, "raise alignment.repulsion_relative"),
     }
     for name, (limit, move) in limits.items():
         if update > guard.after_updates and entry.get(name, limit) < limit:
