@@ -20,7 +20,7 @@ from kfp import dsl
 
 import components
 from sonorant.artifacts import read_record
-from sonorant.config import LaunchConfig, PretrainConfig
+from sonorant.config import SECTIONS, LaunchConfig, PretrainConfig, TrainConfig
 from sonorant.launch import is_elsewhere
 from sonorant.launch.processes import children_of, descendants_of
 from sonorant.launch.torchrun import run_command
@@ -265,9 +265,12 @@ def test_gpus_belong_to_whoever_works(launch: dict[str, Any], own: int, processe
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_section_is_handed_over_whole(recipe: Path) -> None:
     """What the dump leaves out included, and through JSON."""
-    changes = ["pretrain.checkpointing=true", "pretrain.batching.micro_batches=3", "pretrain.launch.num_gpus=7"]
-    section = parse_section("pretrain", PretrainConfig, read_params([recipe], changes)["pretrain"])
-    again = PretrainConfig.model_validate(json.loads(json.dumps(section.written())))
+    ((step, values),) = read_params([recipe]).items()
+    values |= {"checkpointing": True, "launch": {"num_gpus": 7}}
+    values["batching"]["micro_batches"] = 3
+    section = parse_section(step, SECTIONS[step], values)
+    again = SECTIONS[step].model_validate(json.loads(json.dumps(section.written())))
     assert again == section
+    assert isinstance(again, TrainConfig)
     assert (again.checkpointing, again.batching.micro_batches, again.launch.num_gpus) == (True, 3, 7)
     assert "launch" not in section.model_dump()

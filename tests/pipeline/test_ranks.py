@@ -18,6 +18,7 @@ from tests.running import begun, command, journal_of
 from tests.tiny import ALL_TASKS, pretrain_values, with_changes
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+METHODS = sorted(path.stem for path in RECIPES.glob("*.yaml") if "pretrain" in read_params([path]))
 LONG = 40
 """Updates of the runs that are interrupted: a few seconds."""
 pytestmark = pytest.mark.usefixtures("runs")
@@ -113,7 +114,7 @@ def test_parameters_that_no_loss_reaches_stop_no_rank(tone_corpus: dict[str, Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_of_a_recipe_are_one(method: str, tone_corpus: dict[str, Path], tmp_path: Path) -> None:
     recipe = read_params([RECIPES / f"{method}.yaml", RECIPES / "sizes" / "tiny.yaml"])["pretrain"]
     values = with_changes(recipe, {"num_updates": 5, "balance": {"at": 2}})
