@@ -32,7 +32,7 @@ from sonorant.data.frames import FRAME_MS, SAMPLE_RATE, Ragged, frames_within, n
 from sonorant.data.windows import LONG, STREAM, Cut, Listener, Window
 from sonorant.models.codebook import Codebook, Speller
 from sonorant.models.encoder import Encoder, num_operations
-from sonorant.models.gallery import Found, Gallery, Picture
+from sonorant.models.gallery import Found, Gallery, Picture, can_search
 from sonorant.models.grounding import Grounder, load_grounder
 from sonorant.models.huggingface import from_transformers, load_encoder
 from sonorant.models.reduced import at_precision
@@ -166,6 +166,8 @@ class Speech:
         """The `top` images that each wave speaks of, best first, or all where there are fewer; ValueError as `query`
         or where no images were published."""
         vectors = self.query(waves)
+        if self.gallery is None and not can_search():
+            raise ValueError("model: found no module faiss, wanted it to search: pip install 'sonorant[serve]'")
         if self.gallery is None:
             raise ValueError("model: found no images, wanted some to search: publish it with a corpus that has some")
         return list(self.gallery.find(vectors, top))
@@ -311,9 +313,12 @@ def load(folder: Path, precision: str = "float32", device: str = "cpu") -> Speec
             f"least {LEAST_AGREEMENT:.0%}: take float32"
         )
     codebook = Codebook.load(folder / "codebook.safetensors")
-    grounder, gallery = load_grounder(folder), Gallery.load(folder)
-    found, wanted = 0 if gallery is None else len(gallery), about.get("num_images", 0)
-    if found != wanted or (gallery and (grounder is None or grounder.config.dim != gallery.dim)):
+    grounder, wanted = load_grounder(folder), about.get("num_images", 0)
+    # Whoever only embeds needs no faiss.
+    is_searched = not wanted or can_search()
+    gallery = Gallery.load(folder) if is_searched else None
+    found = 0 if gallery is None else len(gallery)
+    if is_searched and (found != wanted or (gallery and (grounder is None or grounder.config.dim != gallery.dim))):
         raise ValueError(
             f"model {folder}: found {found} images, wanted {wanted} in the space of its grounding: copy it again whole"
         )

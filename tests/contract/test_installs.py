@@ -58,6 +58,39 @@ print(len(units))
     assert answer.stdout.strip() == "49"
 
 
+def test_the_base_install_hears_with_a_grounded_model_and_says_what_search_lacks() -> None:
+    source = """
+from pathlib import Path
+import tempfile
+import numpy as np
+from sonorant.config import EncoderConfig, GroundingConfig
+from sonorant.inference import load
+from sonorant.models.codebook import Codebook
+from sonorant.models.encoder import Encoder
+from sonorant.models.grounding import Grounder, save_grounder
+from sonorant.models.huggingface import save_encoder
+folder = Path(tempfile.mkdtemp())
+config = EncoderConfig(stem_channels=8, dim=16, num_layers=1, num_heads=1, ffn_dim=16, position_groups=4)
+save_encoder(Encoder(config), folder, layer=1, num_images=3)
+save_grounder(Grounder(16, 1, GroundingConfig(layer=1, dim=4), with_images=False), folder)
+(folder / "images.faiss").write_bytes(b"")
+Codebook(np.eye(4, 16, dtype=np.float32), np.zeros(16, np.float32), np.ones(16, np.float32)).save(
+    folder / "codebook.safetensors"
+)
+wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+speech = load(folder)
+print(len(speech.units([wave])[0]))
+try:
+    speech.search([wave], top=1)
+except ValueError as error:
+    print(error)
+"""
+    answer = run_without([*TRAINING, *OTHERS], source)
+    assert answer.returncode == 0, answer.stderr
+    wanted = "model: found no module faiss, wanted it to search: pip install 'sonorant[serve]'"
+    assert answer.stdout.splitlines() == ["49", wanted]
+
+
 def test_the_serve_install_is_enough_for_the_server() -> None:
     """Neither training nor Kubeflow nor DVC is needed to answer a request."""
     source = """
@@ -69,7 +102,8 @@ from serving.settings import Settings
 serving.app.create_app(Settings())
 print("ready")
 """
-    absent = [*TRAINING, "kfp", "kubernetes", "espeakng_loader", "sklearn", "transformers", "httpx", "pyarrow"]
+    lacking = [name for name in TRAINING if name != "faiss"]
+    absent = [*lacking, "kfp", "kubernetes", "espeakng_loader", "sklearn", "transformers", "httpx", "pyarrow"]
     answer = run_without([*absent, "pandas"], source)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == "ready"

@@ -135,6 +135,15 @@ class Gallery:
         return cls(vectors, pictures, thumbnails)
 
 
+def can_search() -> bool:
+    """Whether faiss is installed, which the extras `serve` and `train` bring."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def picture_of(line: str) -> Picture:
     """An image from its line; ValueError, KeyError or TypeError where it is none."""
     about = json.loads(line)
