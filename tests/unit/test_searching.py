@@ -11,7 +11,8 @@ import soundfile
 from PIL import Image
 
 from sonorant.data.corpus import Utterance
-from sonorant.steps.searching import PICTURE_SIDE, Hunt, Pairs, draw_searches, thumbnail
+from sonorant.data.pairs import thumbnail
+from sonorant.steps.searching import PICTURE_SIDE, Hunt, Pairs, draw_searches
 
 
 def make_utterances(folder: Path, said: list[tuple[str, str | None]]) -> list[Utterance]:
@@ -72,7 +73,7 @@ def test_examples_say_which_is_right_and_where_it_stands(tmp_path: Path) -> None
 def test_a_thumbnail_keeps_its_shape_within_a_bounded_size(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
     path = tmp_path / "image.png"
     Image.new(mode, size).save(path)
-    content = thumbnail(Utterance("u", "test", "s", "a", 800, path, image=path))
+    content = thumbnail(Utterance("u", "test", "s", "a", 800, path, image=path), PICTURE_SIDE, "PNG")
     assert content is not None
     with Image.open(io.BytesIO(content)) as small:
         assert (small.format, small.mode) == ("PNG", "RGB")
@@ -85,5 +86,5 @@ def test_a_thumbnail_keeps_its_shape_within_a_bounded_size(tmp_path: Path, mode:
 def test_features_of_regions_cannot_be_seen(tmp_path: Path) -> None:
     path = tmp_path / "image.npz"
     np.savez(path, features=np.zeros((2, 3)), boxes=np.zeros((2, 4)))
-    assert thumbnail(Utterance("u", "test", "s", "a", 800, path, image=path)) is None
-    assert thumbnail(Utterance("u", "test", "s", "a", 800, path)) is None
+    assert thumbnail(Utterance("u", "test", "s", "a", 800, path, image=path), PICTURE_SIDE, "PNG") is None
+    assert thumbnail(Utterance("u", "test", "s", "a", 800, path), PICTURE_SIDE, "PNG") is None

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 CUTS = "cuts.jsonl.gz"
 STATS = "stats.json"
 REFUSED = "refused.jsonl"
+REGIONS = ".npz"  # an image that is features of what a detector found
 READ_AHEAD = 16  # utterances from a store, where each answer takes a while
 HISTOGRAM_SECONDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 Segment = tuple[str, float, float]

@@ -31,14 +31,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from sonorant.data.audio import resample
-from sonorant.data.corpus import Row, Segment
+from sonorant.data.corpus import REGIONS, Row, Segment
 from sonorant.data.frames import SAMPLE_RATE
 from sonorant.data.progress import Report
 
 SHARD_ROWS = 32
 OUTCOMES = "outcomes.jsonl"
 PARTIAL = ".partial-"
-REGIONS = ".npz"
 # What Pillow decodes on its own; for some of its other formats it starts programs.
 PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel at most

@@ -12,6 +12,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sonorant.config import ImageConfig
-from sonorant.data.corpus import Utterance
+from sonorant.data.corpus import REGIONS, Utterance
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CACHE_BYTES = 1 << 30
 """Of decoded images that are kept in memory."""
@@ -99,22 +103,45 @@ def name_of(utterance: Utterance) -> str:
     return utterance.image.name
 
 
-def read_square(content: bytes, name: str, side: int) -> Pixels:
-    """A picture as bytes (3, S, S), its longer side cut to a square around the middle."""
-    from PIL import Image, ImageOps
+def open_picture(content: bytes, name: str) -> Image:
+    """A picture upright and in colours; ValueError where it cannot be read."""
+    import PIL.Image
+    import PIL.ImageOps
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            turned = ImageOps.exif_transpose(picture)
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            turned = PIL.ImageOps.exif_transpose(picture)
             if turned.mode.startswith("I;16"):
                 # Pillow would cut all that is lighter than 255 of 65,535.
-                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
-            square = ImageOps.fit(turned.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+                turned = PIL.Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            return turned.convert("RGB")
+    except (OSError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(
             f"image {name}: found no picture that can be read ({error}), wanted one: prepare the corpus again"
         ) from None
+
+
+def read_square(content: bytes, name: str, side: int) -> Pixels:
+    """A picture as bytes (3, S, S), its longer side cut to a square around the middle."""
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    square = ImageOps.fit(open_picture(content, name), (side, side), Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square, np.uint8).transpose(2, 0, 1))
+
+
+def thumbnail(utterance: Utterance, side: int, kind: Literal["JPEG", "PNG"]) -> bytes | None:
+    """Its image, at most `side` pixels wide and high; None where there is none to be seen."""
+    from PIL.Image import Resampling
+
+    content = utterance.picture()
+    if content is None or name_of(utterance).endswith(REGIONS):
+        return None
+    small = open_picture(content, name_of(utterance))
+    small.thumbnail((side, side), Resampling.BICUBIC)
+    file = io.BytesIO()
+    small.save(file, kind, quality=85, optimize=True)
+    return file.getvalue()
 
 
 def read_regions(content: bytes, name: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

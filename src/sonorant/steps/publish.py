@@ -169,26 +169,11 @@ def thumbnails_of(utterances: Sequence[Utterance], side: int) -> list[bytes | No
 
     Regions that a detector found have no picture.
     """
-    import io
-
-    from PIL import Image, ImageOps
-
-    from sonorant.data.pairs import first_with_image
+    from sonorant.data.pairs import first_with_image, thumbnail
 
     if not side:
         return None
-    made: list[bytes | None] = []
-    for name, utterance in sorted(first_with_image(utterances).items()):
-        content = utterance.picture()
-        if content is None or name.endswith(".npz"):
-            made.append(None)
-            continue
-        with Image.open(io.BytesIO(content)) as picture, io.BytesIO() as file:
-            small = ImageOps.exif_transpose(picture).convert("RGB")
-            small.thumbnail((side, side), Image.Resampling.BICUBIC)
-            small.save(file, "JPEG", quality=85)
-            made.append(file.getvalue())
-    return made
+    return [thumbnail(utterance, side, "JPEG") for _, utterance in sorted(first_with_image(utterances).items())]
 
 
 def choose_layer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,7 @@ from typing import Literal
 import numpy as np
 
 from sonorant.data.corpus import Utterance, read_waves
-from sonorant.data.intake import REGIONS
-from sonorant.data.pairs import first_with_image, name_of
+from sonorant.data.pairs import first_with_image, name_of, thumbnail
 from sonorant.data.progress import shown_progress
 from sonorant.evaluation.report import Search, Shown, System
 from sonorant.evaluation.retrieval import TOPS, Ranks, Rows, Vectors, first_of, plain_words, rank, related
@@ -120,7 +118,7 @@ def draw_searches(hunt: Hunt, num_examples: int, seed: int) -> list[Search]:
         utterance = first[pairs.names[image]]
         mark: Literal["right", "same words", ""] = "same words" if image in same_words[row] else ""
         mark = "right" if image == pairs.owners[row] else mark
-        return Shown(pairs.names[image], utterance.text, thumbnail(utterance), place, score, mark)
+        return Shown(pairs.names[image], utterance.text, thumbnail(utterance, PICTURE_SIDE, "PNG"), place, score, mark)
 
     searches = []
     chosen = [pairs.utterances[row] for row in drawn]
@@ -132,19 +130,3 @@ def draw_searches(hunt: Hunt, num_examples: int, seed: int) -> list[Search]:
         own = shown(row, image, int(places[row]), float(hunt.speech[row] @ hunt.images[image]))
         searches.append(Search(one.id, one.text, wave, listed, own, len(pairs.names)))
     return searches
-
-
-def thumbnail(utterance: Utterance) -> bytes | None:
-    """Its image as a small PNG, None where it is one of regions' features, which cannot be seen."""
-    from PIL import Image, ImageOps
-
-    if utterance.image is None or utterance.image.suffix == REGIONS:
-        return None
-    content = utterance.picture()
-    assert content is not None
-    with Image.open(io.BytesIO(content)) as picture:
-        small = ImageOps.exif_transpose(picture).convert("RGB")
-    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "png", optimize=True)
-    return buffer.getvalue()
