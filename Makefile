@@ -14,7 +14,7 @@ export SONORANT_RUNS := $(CURDIR)/runs
 .PHONY: demo speech test test-all check serve images test-images lock clean
 
 demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evaluation report
-	@echo "== dvc repro: prepare, cluster, pretrain, publish, evaluate (params.yaml)"
+	@echo "== dvc repro: prepare, cluster, pretrain, ground, align, publish, evaluate (params.yaml)"
 	dvc repro
 	@cat artifacts/report/table.txt
 	@echo "report: $(CURDIR)/artifacts/report/report.html"
