@@ -78,7 +78,7 @@ def origin(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "second", folder / "second", ignore=shutil.ignore_patterns("dvc.lock"))
+    shutil.copytree(ROOT / "optional", folder / "optional", ignore=shutil.ignore_patterns("dvc.lock"))
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, folder / ".dvc")
