@@ -175,7 +175,7 @@ def abx(grounded: Path, corpus: Path) -> dict[str, float]:
         for place in range(len(layers)):
             features = {u.id: frames[place] for u, frames in zip(utterances, states, strict=True)}
             choice = {"speaker": speaker, "context": "any", "slicing": "fixed", "max_items": 10, "max_speakers": 5}
-            found.append(score_abx(items, features, **choice, seed=0).error)  # type: ignore[arg-type]
+            found.append(score_abx(items, features, **choice, seed=0).error)
         errors[f"abx_{speaker}"] = min(found)
     return errors
 

@@ -231,14 +231,14 @@ def load_grounder(folder: Path, with_images: bool = False) -> Grounder | None:
 def carry_grounder(source: Path, target: Path, num_still: int) -> None:
     """Copy what `save_grounder` wrote, if anything, to an encoder whose lowest `num_still` layers are the same.
 
-    Raises ValueError where speech is read from a layer above them: it would no longer be what images were compared to.
+    Raises ValueError where it is damaged, or speech is read from a layer above them: it would no longer be what images
+    were compared to.
     """
-    if not (source / ABOUT).exists():
+    if (grounder := load_grounder(source)) is None:
         return
-    layer = read_json(source, ABOUT)["grounding"]["layer"]
-    if layer > num_still:
+    if grounder.layer > num_still:
         raise ValueError(
-            f"align: found an encoder grounded on layer {layer} of which the lowest {num_still} stand still, wanted "
+            f"align: found an encoder grounded on layer {grounder.layer} of which the lowest {num_still} stand still, wanted "
             "that layer among them: lower num_trained_layers, or ground on a lower layer (ground.grounding.layer)"
         )
     for name in (ABOUT, WEIGHTS):

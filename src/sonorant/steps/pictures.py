@@ -37,7 +37,7 @@ def open_pictures(utterances: Sequence[Utterance], image: ImageConfig, cache: Pa
     if image.trained:
         return pictures
     digest = hashlib.sha256()
-    for path in sorted(image.path.glob("*")):
+    for path in sorted(path for path in image.path.glob("*") if path.is_file()):
         digest.update(path.read_bytes())
     about = {"model": digest.hexdigest(), "images": pictures.names}
     seen = read_seen(cache, about) if cache else None
