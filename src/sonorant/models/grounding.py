@@ -239,7 +239,7 @@ def carry_grounder(source: Path, target: Path, num_still: int) -> None:
     if grounder.layer > num_still:
         raise ValueError(
             f"align: found an encoder grounded on layer {grounder.layer} of which the lowest {num_still} stand still, "
-            "wanted that layer among them: lower num_trained_layers, or ground on a lower layer (ground.grounding.layer)"
+            "wanted that layer among them: lower num_trained_layers, or ground on a lower one (ground.grounding.layer)"
         )
     for name in (ABOUT, WEIGHTS):
         shutil.copy(source / name, target / name)
