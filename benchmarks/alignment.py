@@ -207,7 +207,8 @@ def measure(study: Study, encoder: Path, seed: int) -> dict[str, Any]:
 
 def abx(utterances: list[Utterance], states: list[list[Frames]], speaker: Any) -> list[float]:
     """Of phones in any context, the error of each layer from 1 on."""
-    from sonorant.evaluation.abx import phone_items, score_abx
+    from sonorant.evaluation.abx import score_abx
+    from sonorant.evaluation.abx.items import phone_items
 
     items = [item for u in utterances for item in phone_items(u.id, u.speaker, u.phones or ())]
     errors = []

@@ -332,7 +332,8 @@ def joint(heard: Sequence[Heard], layer: int, codebook: Codebook) -> Joint:
 
 def abx_errors(heard: Sequence[Heard], layer: int, config: EvaluateConfig) -> Scores:
     """ABX errors of phones in any context, across and within speakers."""
-    from sonorant.evaluation.abx import phone_items, score_abx
+    from sonorant.evaluation.abx import score_abx
+    from sonorant.evaluation.abx.items import phone_items
 
     features = {one.utterance.id: one.layers[layer] for one in heard}
     items = [

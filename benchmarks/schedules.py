@@ -161,7 +161,8 @@ def vectors_of(
 def abx(grounded: Path, corpus: Path) -> dict[str, float]:
     """Of the phones of another corpus's test speakers: the error of the layer that is best at each."""
     from sonorant.data.corpus import read_corpus, read_waves
-    from sonorant.evaluation.abx import phone_items, score_abx
+    from sonorant.evaluation.abx import score_abx
+    from sonorant.evaluation.abx.items import phone_items
     from sonorant.inference import load_trained
 
     utterances = [u for u in read_corpus(corpus, split="test", source="speechocean") if u.phones is not None]

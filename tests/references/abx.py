@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.evaluation.abx import Item
+from sonorant.evaluation.abx.items import Item
 
 
 def angle(u: NDArray[Any], v: NDArray[Any]) -> float:
@@ -66,15 +66,16 @@ def score(
     distance: str = "angular",
     rate: float = 50.0,
     tie: float = 1e-7,
+    copies: Mapping[str, float] | None = None,
 ) -> tuple[float, int]:
-    """The error without sub-sampling (nan without cells) and the number of cells."""
+    """The error without sub-sampling (nan without cells) and the number of cells; `copies` of a file count so often."""
     measure = {"angular": angle, "identical": identical}[distance]
-    groups: dict[tuple[Any, str, str], list[NDArray[Any]]] = defaultdict(list)
+    groups: dict[tuple[Any, str, str], list[tuple[NDArray[Any], float]]] = defaultdict(list)
     for item in items:
         frames = frames_of(item, features[item.file], slicing, rate)
         if len(frames):
             around = (item.previous, item.following) if context == "in" else None
-            groups[around, item.speaker, item.phone].append(frames)
+            groups[around, item.speaker, item.phone].append((frames, (copies or {}).get(item.file, 1.0)))
     cells: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (around, own, phone_a), a_items in groups.items():
         for (around_b, own_b, phone_b), b_items in groups.items():
@@ -83,16 +84,17 @@ def score(
                     continue
                 if (other == own) != (speaker == "within"):
                     continue
-                outcomes = []
-                for i, x in enumerate(x_items):
-                    for j, a in enumerate(a_items):
+                outcomes, weights = [], []
+                for i, (x, x_copies) in enumerate(x_items):
+                    for j, (a, a_copies) in enumerate(a_items):
                         if speaker == "within" and i == j:
                             continue
-                        for b in b_items:
+                        for b, b_copies in b_items:
                             gap = dtw(x, b, measure) - dtw(x, a, measure)
                             outcomes.append(0.5 if abs(gap) <= tie else float(gap < 0))
+                            weights.append(x_copies * a_copies * b_copies)
                 if outcomes:
-                    cells[phone_a, phone_b][own].append(fmean(outcomes))
+                    cells[phone_a, phone_b][own].append(fmean(outcomes, weights))
     if not cells:
         return math.nan, 0
     error = fmean(fmean(fmean(errors) for errors in speakers.values()) for speakers in cells.values())

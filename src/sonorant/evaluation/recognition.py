@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from sonorant.evaluation.abx import SILENCE
+from sonorant.evaluation.abx.items import SILENCE
 
 States = NDArray[np.floating[Any]]
 """(L, T, D): what every layer makes of an utterance."""

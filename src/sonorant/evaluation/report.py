@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, frame_centres
-from sonorant.evaluation.abx import SILENCE, Segment
+from sonorant.evaluation.abx.items import SILENCE, Segment
 from sonorant.evaluation.retrieval import TOPS
 from sonorant.evaluation.units import Joint, collapse
 

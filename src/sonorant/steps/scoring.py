@@ -16,7 +16,8 @@ from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance
 from sonorant.data.frames import frame_labels
 from sonorant.data.progress import shown_progress
-from sonorant.evaluation.abx import SILENCE, Item, phone_items, score_abx, triphone_items
+from sonorant.evaluation.abx import score_abx
+from sonorant.evaluation.abx.items import SILENCE, Item, phone_items, triphone_items
 from sonorant.evaluation.report import System
 from sonorant.evaluation.units import Joint, measure_use
 from sonorant.inference import Speech, load, load_untrained
