@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
+from sonorant.evaluation.intervals import ratio_of_sums
 from sonorant.evaluation.report import (
     MEASURES,
     RETRIEVAL,
@@ -165,6 +166,25 @@ def test_the_best_score_is_marked_in_its_direction() -> None:
     assert best["bitrate"] == set()
     measure = next(m for m in MEASURES["Units and phones"] if m.key == "pnmi")
     assert (show_score(measure, 0.12345), show_score(measure, None)) == ("0.123", "–")
+
+
+def test_a_lead_that_other_utterances_could_undo_is_none() -> None:
+    hard = np.random.default_rng(0).normal(size=50)
+
+    def system(key: str, errors: np.ndarray) -> System:
+        estimate = ratio_of_sums({f"u{row}": (value, 1.0) for row, value in enumerate(errors.tolist())})
+        return System(key, key, "", {"abx_across_any": estimate.value}, {"abx_across_any": estimate})
+
+    measure = MEASURES["ABX error of features"][0]
+    ahead, behind = system("a", hard), system("b", hard + 0.1)
+    near = system("c", hard + 0.1 * np.random.default_rng(1).normal(size=50) + 0.01)
+    # The first two differ by the same on every utterance, however much these differ among themselves.
+    assert best_systems(measure, [ahead, behind]) == {"a"}
+    assert best_systems(measure, [ahead, behind, near]) == set()
+    # What is not known by utterance is compared as it is printed.
+    assert best_systems(measure, [ahead, System("d", "d", "", {"abx_across_any": 9.0})]) == {"a"}
+    page = render(Report("title", [ahead, behind]))
+    assert re.search(r'<td class="best">-?0\.\d{3}<br><small>-?0\.\d{3} … -?0\.\d{3}</small></td>', page)
 
 
 def test_units_are_sorted_by_the_phone_they_stand_for() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
-from sonorant.evaluation.units import Joint, collapse, measure_use
+from sonorant.evaluation.units import Joint, collapse, estimate_pnmi, measure_use
 
 EXACT = 1e-12  # a handful of float64 additions of numbers below 10
 
@@ -48,6 +48,29 @@ def test_extremes() -> None:
     assert perfect.cluster_purity == pytest.approx(8 / 10, abs=EXACT)
     assert joint([[2, 4], [1, 2]]).pnmi == pytest.approx(0, abs=EXACT)  # independent
     assert joint([[2, 4]]).pnmi == 0  # one phone: nothing to tell
+
+
+@pytest.mark.parametrize("silence", [True, False])
+def test_influence_is_the_derivative_of_pnmi_by_an_utterances_copies(silence: bool) -> None:
+    rng = np.random.default_rng(0)
+    phones = {name: rng.choice(["SIL", "ah", "n"], 12).tolist() for name in "abcd"}
+    units = {name: rng.integers(0, 5, 12) for name in phones}
+    tables = {name: Joint.of_frames([phones[name]], [units[name]], 5) for name in phones}
+    if not silence:
+        tables = {name: table.without("SIL") for name, table in tables.items()}
+    whole = Joint(tables["a"].phones, np.sum([table.counts for table in tables.values()], axis=0))
+    found = estimate_pnmi(whole, phones, units)
+    assert found.value == whole.pnmi
+    many = 10**9  # counts are whole: this many copies of all, and one more of one
+
+    def moved(name: str, by: int) -> float:
+        return Joint(whole.phones, whole.counts * many + by * tables[name].counts).pnmi
+
+    for name, value in found.influence.items():
+        step = 1_000
+        # Central differences: rounding, 1e-16 over the step of 1e-6.
+        assert value == pytest.approx((moved(name, step) - moved(name, -step)) / (2 * step / many), abs=1e-9)
+    assert sum(found.influence.values()) == pytest.approx(0, abs=EXACT)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=2, max_size=5))

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 NUM_DRAWS = 2_000
 DRAWS_AT_ONCE = 4_000_000
-"""Numbers drawn in one array."""
+"""Counts turned into floats in one array."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,20 @@ def bootstrap(
         return Interval(math.nan, math.nan, math.nan)
     influence = np.array([sums[cluster] for cluster in sorted(sums)])
     influence -= influence.mean()  # rounding alone, unless clusters are missing
-    rng = np.random.default_rng(seed)
-    at_once = max(1, DRAWS_AT_ONCE // count)
-    parts = []
-    for start in range(0, num_draws, at_once):
-        copies = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, num_draws - start))
-        parts.append(copies @ influence)
+    draws, at_once = _draw(count, num_draws, seed), max(1, DRAWS_AT_ONCE // count)
+    parts = [draws[start : start + at_once] @ influence for start in range(0, num_draws, at_once)]
     moved = np.concatenate(parts) * math.sqrt(count / (count - 1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(moved, [tail, 1 - tail])
     error = math.sqrt(float(np.square(influence).sum()) * count / (count - 1))
     return Interval(estimate.value + float(low), estimate.value + float(high), error)
+
+
+@lru_cache(maxsize=1)
+def _draw(count: int, num_draws: int, seed: int) -> NDArray[np.uint8]:
+    """How often each of `count` is drawn, (num_draws, count); kept, for a report asks for the same again and again."""
+    rng = np.random.default_rng(seed)
+    draws = np.empty((num_draws, count), np.uint8)
+    for row in range(num_draws):
+        draws[row] = np.bincount(rng.integers(0, count, count), minlength=count)
+    return draws

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, frame_centres
 from sonorant.evaluation.abx.items import SILENCE, Segment
+from sonorant.evaluation.intervals import Estimate, bootstrap, difference
 from sonorant.evaluation.retrieval import TOPS
 from sonorant.evaluation.units import Joint, collapse
 
@@ -86,6 +87,8 @@ class System:
     name: str
     detail: str
     scores: Mapping[str, float]
+    estimates: Mapping[str, Estimate] = field(default_factory=dict)
+    """Of the scores whose share by utterance is known."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,30 @@ def show_score(measure: Measure, value: float | None) -> str:
     return "–" if value is None else f"{value:.{measure.decimals}f}"
 
 
+def show_interval(measure: Measure, system: System) -> str:
+    """Where the score lies in 95 of 100 draws of utterances; nothing where that is not known."""
+    if measure.key not in system.estimates:
+        return ""
+    interval = bootstrap(system.estimates[measure.key])
+    if interval.low != interval.low:
+        return ""
+    return f"{interval.low:.{measure.decimals}f} … {interval.high:.{measure.decimals}f}"
+
+
 def best_systems(measure: Measure, systems: Sequence[System]) -> set[str]:
-    """Keys of the systems whose printed score is the best of at least two; none where there is no better."""
+    """Keys of the systems whose printed score is the best of at least two; none where there is no better, or where
+    another system's, of the same utterances, may be as good: the interval of the difference holds zero."""
     printed = {s.key: show_score(measure, s.scores[measure.key]) for s in systems if measure.key in s.scores}
     if not measure.better or len(set(printed.values())) < 2:
         return set()
     choose = min if measure.better == "lower" else max
     best = choose(printed.values(), key=float)
-    return {key for key, value in printed.items() if value == best}
+    first = {key for key, value in printed.items() if value == best}
+    estimates = {s.key: s.estimates[measure.key] for s in systems if measure.key in s.estimates}
+    for leader, other in product(first & estimates.keys(), estimates.keys() - first):
+        if not bootstrap(difference(estimates[leader], estimates[other])).excludes_zero:
+            return set()
+    return first
 
 
 def measured(
@@ -221,18 +240,23 @@ def _score_tables(groups: Mapping[str, Sequence[Measure]], systems: Sequence[Sys
         for measure in measures:
             best = best_systems(measure, systems)
             arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
-            shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
-            cells = "".join(
-                f'<td class="best">{text}</td>' if key in best else f"<td>{text}</td>" for key, text in shown.items()
-            )
+            cells = "".join(_score_cell(measure, system, system.key in best) for system in systems)
             rows.append(f'<tr><th scope="row">{_escape(measure.name)}{arrow}</th>{cells}</tr>')
         rows.append("</tbody>")
     legend = "".join(f"<dt>{_escape(s.name)}</dt><dd>{_escape(s.detail)}</dd>" for s in systems)
     return (
         f'<div class="wide"><table class="scores">{"".join(rows)}</table></div>'
-        '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold.</p>'
+        '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold. Small numbers are the '
+        "interval of 95 % over draws of the utterances; where it is given, a row has a best only if the interval of "
+        "its difference to every other holds no zero.</p>"
         f"<dl>{legend}</dl>"
     )
+
+
+def _score_cell(measure: Measure, system: System, is_best: bool) -> str:
+    interval = show_interval(measure, system)
+    text = show_score(measure, system.scores.get(measure.key)) + (f"<br><small>{interval}</small>" if interval else "")
+    return f'<td class="best">{text}</td>' if is_best else f"<td>{text}</td>"
 
 
 PURITIES = '<p class="small">Purities rise with the number of units: compare them at equal numbers only.</p>'
@@ -519,6 +543,7 @@ h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 12px; }
 h2 { font-size: 1.15rem; margin: 40px 0 12px; padding-top: 12px; border-top: 1px solid #d8dee4; }
 .note { margin: 0 0 8px; padding: 8px 12px; background: #f3f6f9; border-left: 3px solid #2563a8; }
 .small, figcaption, .others, .what, dd { color: #57606a; font-size: .875rem; }
+td small { color: #57606a; font-size: .75rem; font-weight: 400; white-space: nowrap; }
 .tiles {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 12px; margin-bottom: 20px;
 }

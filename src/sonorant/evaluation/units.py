@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sonorant.evaluation.intervals import Estimate
 
 Units = NDArray[np.integer[Any]]
 
@@ -62,6 +64,31 @@ class Joint:
     def cluster_purity(self) -> float:
         """Accuracy of guessing each phone's most frequent unit, Σ_y max_z p(y, z)."""
         return float(self.counts.max(axis=1, initial=0).sum() / max(1, self.num_frames))
+
+
+def estimate_pnmi(joint: Joint, phones: Mapping[str, Sequence[str]], units: Mapping[str, Units]) -> Estimate:
+    """PNMI with the influence of each of the utterances that `joint` counts; phones that it leaves out have none.
+
+    One more copy of an utterance moves p(y, z) towards its own, so I by its mean of log p(y, z) / p(y) p(z) less I, and
+    H by its mean of -log p(y) less H, both times its share of the frames.
+    """
+    p = joint.counts / max(1, joint.num_frames)
+    p_phone, p_unit = p.sum(axis=1), p.sum(axis=0)
+    seen = p > 0
+    pointwise, surprise = np.zeros_like(p), np.zeros_like(p_phone)
+    pointwise[seen] = np.log(p[seen] / np.outer(p_phone, p_unit)[seen])
+    surprise[p_phone > 0] = -np.log(p_phone[p_phone > 0])
+    information, entropy, pnmi = float((p * pointwise).sum()), float(p_phone @ surprise), joint.pnmi
+    row_of = {phone: row for row, phone in enumerate(joint.phones)}
+    influence = {}
+    for name, labels in phones.items():
+        pairs = [(row_of[label], unit) for label, unit in zip(labels, units[name], strict=False) if label in row_of]
+        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+        of_information = pointwise[rows, columns].sum() - len(rows) * information
+        of_entropy = surprise[rows].sum() - len(rows) * entropy
+        moved = (of_information - pnmi * of_entropy) / joint.num_frames
+        influence[name] = float(moved / entropy) if entropy > 0 else 0.0
+    return Estimate(pnmi, influence)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from sonorant.data.frames import frame_labels
 from sonorant.data.progress import shown_progress
 from sonorant.evaluation.abx import score_abx
 from sonorant.evaluation.abx.items import SILENCE, Item, phone_items, triphone_items
+from sonorant.evaluation.intervals import Estimate
 from sonorant.evaluation.report import System
-from sonorant.evaluation.units import Joint, measure_use
+from sonorant.evaluation.units import Joint, estimate_pnmi, measure_use
 from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
@@ -151,18 +152,23 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
         return Scored(System(contender.key, contender.name, contender.detail, scores), None, (), contender.hunt)
     labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
     joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
+    phones = dict(zip(aligned, labels, strict=True))
+    estimates: dict[str, Estimate] = {}
     for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
+        estimates[f"pnmi{suffix}"] = estimate_pnmi(table, phones, contender.units)
         scores[f"pnmi{suffix}"] = table.pnmi
         scores[f"phone_purity{suffix}"] = table.phone_purity
         scores[f"cluster_purity{suffix}"] = table.cluster_purity
     errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
-    scores = errors | scores
-    return Scored(System(contender.key, contender.name, contender.detail, scores), joint, missing, contender.hunt)
+    estimates = errors | estimates
+    scores = {name: error.value for name, error in errors.items()} | scores
+    system = System(contender.key, contender.name, contender.detail, scores, estimates)
+    return Scored(system, joint, missing, contender.hunt)
 
 
 def abx_errors(
     config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance]
-) -> tuple[dict[str, float], tuple[str, ...]]:
+) -> tuple[dict[str, Estimate], tuple[str, ...]]:
     """ABX errors by name, and the names of those for which there is no cell.
 
     Any-context scores are of phones; in-context scores are of whole triphones, as in libri-light.
@@ -201,7 +207,12 @@ def abx_errors(
                 seed=config.seed,
             )
             report(len(found), len(choices))
-    errors = {name: result.error for name, result in found.items() if result.num_cells}
+    names = [utterance.id for utterance in utterances]
+    errors = {
+        name: Estimate(result.error, {one: result.influence.get(one, 0.0) for one in names})
+        for name, result in found.items()
+        if result.num_cells
+    }
     return errors, tuple(name for name, result in found.items() if not result.num_cells)
 
 
