@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
-from sonorant.evaluation.units import Joint, collapse, estimate_pnmi, measure_use
+from sonorant.evaluation.units import Joint, collapse, count_edits, estimate_pnmi, measure_use
 
 EXACT = 1e-12  # a handful of float64 additions of numbers below 10
 
@@ -117,3 +117,19 @@ def test_collapse_can_be_undone_and_leaves_no_repeats(tokens: list[int]) -> None
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="found 0 frames in 1 s, wanted some"):
         measure_use([np.zeros(0, np.int64)], seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("units", "others", "edits", "length"),
+    [
+        ([3, 3, 5, 5, 5, 7], [3, 5, 7, 7], 0, 3),  # other durations
+        ([3, 5, 7], [3, 6, 7], 1, 3),
+        ([3, 5, 7], [5, 7, 9], 2, 3),
+        ([3, 5], [], 2, 2),
+        ([12, 3], [1, 23], 2, 2),  # units are not read as digits
+    ],
+)
+def test_edits_are_counted_between_units_without_repeats(
+    units: list[int], others: list[int], edits: int, length: int
+) -> None:
+    assert count_edits(np.array(units, np.int64), np.array(others, np.int64)) == (edits, length)

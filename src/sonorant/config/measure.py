@@ -51,6 +51,9 @@ class EvaluateConfig(Section):
     source: str | None = Field(None, description="only this source's utterances; None: all")
     abx_max_items: int = Field(10, ge=2, description="items drawn per phone, context and speaker")
     abx_max_speakers: int = Field(5, ge=1, description="other speakers drawn per cell in across-speaker ABX")
+    max_changed: int = Field(
+        100, ge=0, description="utterances drawn of which units are compared with those of changed copies; 0: none"
+    )
     num_examples: int = Field(4, ge=0, description="utterances drawn in the report")
     seed: int = 0
     num_workers: Workers = 0

@@ -51,6 +51,12 @@ MEASURES: Mapping[str, Sequence[Measure]] = {
         Measure("phone_purity_speech", "phone purity without silence", "higher"),
         Measure("cluster_purity_speech", "cluster purity without silence", "higher"),
     ],
+    "Units that change where what is said does not": [
+        Measure("unit_edits_speed", "spoken a tenth faster", "lower"),
+        Measure("unit_edits_pitch", "two semitones higher or lower", "lower"),
+        Measure("unit_edits_noise", "in white noise at 10 dB", "lower"),
+        Measure("unit_edits_room", "in a room that rings for 0.4 s", "lower"),
+    ],
     "Units alone": [
         Measure("num_units", "units in the codebook", decimals=0),
         Measure("active_units", "units that occur", decimals=0),

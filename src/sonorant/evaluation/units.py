@@ -142,6 +142,19 @@ def collapse(units: Units) -> tuple[Units, NDArray[np.int64]]:
     return units[starts], np.diff(starts, append=len(units))
 
 
+def count_edits(units: Units, others: Units) -> tuple[int, int]:
+    """Insertions, deletions and replacements between two utterances' units without repeats, and the first one's number.
+
+    Summed over utterances and divided, this is how unstable units are where the second is the first one's utterance
+    changed in what units should not tell: the unit edit distance of Gat et al. (2023), here over units, not frames.
+    """
+    from jiwer import process_words
+
+    kept, found = (" ".join(map(str, collapse(np.asarray(one))[0].tolist())) for one in (units, others))
+    counts = process_words(kept, found)
+    return counts.substitutions + counts.deletions + counts.insertions, len(kept.split())
+
+
 def _entropy_bits(counts: NDArray[np.integer[Any]]) -> float:
     """Entropy in bits of what was seen so often; never below 0."""
     p = counts[counts > 0] / max(1, counts.sum())

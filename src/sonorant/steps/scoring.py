@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sonorant.evaluation.report import System
 from sonorant.evaluation.units import Joint, estimate_pnmi, measure_use
 from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
+from sonorant.steps.changing import measure_changes
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
 from sonorant.steps.searching import Hunt, Pairs, hunt
 
@@ -45,6 +46,7 @@ class Contender:
     units: Mapping[str, Units]
     num_units: int
     hunt: Hunt | None = None
+    changes: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def contenders(
     speech = load(model)
     assert speech.codebook is not None
     pairs = None if speech.gallery is None else Pairs.among(speech.gallery.rows, utterances)
-    yield published("model", "this model", speech, utterances, pairs)
+    yield published(config, "model", "this model", speech, utterances, pairs)
     drawn = draw_utterances(training, CODEBOOK_FRAMES, config.seed)
     is_scaled, is_centred = bool((speech.codebook.scale != 1).any()), speech.codebook.centred
     num_units = speech.num_units
@@ -101,16 +103,21 @@ def contenders(
     yield contender("untrained", "untrained", detail, features, codebook)
 
     if previous is not None:
-        yield published("previous", "previous model", load(previous), utterances, pairs)
+        yield published(config, "previous", "previous model", load(previous), utterances, pairs)
 
 
-def published(key: str, name: str, speech: Speech, utterances: Sequence[Utterance], pairs: Pairs | None) -> Contender:
+def published(
+    config: EvaluateConfig, key: str, name: str, speech: Speech, utterances: Sequence[Utterance], pairs: Pairs | None
+) -> Contender:
     """A published model as a contender."""
     assert speech.codebook is not None
     features = by_id(utterances, embedded(speech, utterances, f"evaluate: {name}"))
     detail = f"layer {speech.layer} of {speech.num_layers}, {speech.dim} dimensions; {speech.num_units} units"
     found = None if pairs is None else hunt(speech, pairs, f"evaluate: {name}, retrieval")
-    return replace(contender(key, name, detail, features, speech.codebook), hunt=found)
+    drawn = np.random.default_rng(config.seed).permutation(len(utterances))[: config.max_changed]
+    chosen = [utterances[row] for row in sorted(drawn.tolist())]
+    changes = measure_changes(speech, chosen, config.seed, f"evaluate: {name}, changed") if chosen else {}
+    return replace(contender(key, name, detail, features, speech.codebook), hunt=found, changes=changes)
 
 
 def contender(key: str, name: str, detail: str, features: Mapping[str, Frames], codebook: Codebook) -> Contender:
@@ -147,13 +154,15 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
     scores |= {name: value for name, value in asdict(use).items() if name != "num_active"}
     scores |= contender.hunt.scores if contender.hunt else {}
+    estimates = dict(contender.changes)
+    scores |= {name: change.value for name, change in estimates.items()}
     aligned = {u.id: u.phones for u in utterances if u.phones is not None}
     if not aligned:
-        return Scored(System(contender.key, contender.name, contender.detail, scores), None, (), contender.hunt)
+        system = System(contender.key, contender.name, contender.detail, scores, estimates)
+        return Scored(system, None, (), contender.hunt)
     labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
     joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
     phones = dict(zip(aligned, labels, strict=True))
-    estimates: dict[str, Estimate] = {}
     for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
         estimates[f"pnmi{suffix}"] = estimate_pnmi(table, phones, contender.units)
         scores[f"pnmi{suffix}"] = table.pnmi
