@@ -181,8 +181,13 @@ def test_a_lead_that_other_utterances_could_undo_is_none() -> None:
     # The first two differ by the same on every utterance, however much these differ among themselves.
     assert best_systems(measure, [ahead, behind]) == {"a"}
     assert best_systems(measure, [ahead, behind, near]) == set()
-    # What is not known by utterance is compared as it is printed.
+    # A system of which that is not known is compared as it is printed.
     assert best_systems(measure, [ahead, System("d", "d", "", {"abx_across_any": 9.0})]) == {"a"}
+    # What is not known by utterance has no best where other scores are.
+    pnmi = MEASURES["Units and phones"][1]
+    plain = [System("a", "a", "", {"pnmi": 0.5}), System("b", "b", "", {"pnmi": 0.4})]
+    assert best_systems(pnmi, plain) == {"a"}
+    assert best_systems(pnmi, [*plain, behind]) == set()
     page = render(Report("title", [ahead, behind]))
     assert re.search(r'<td class="best">-?0\.\d{3}<br><small>-?0\.\d{3} … -?0\.\d{3}</small></td>', page)
 

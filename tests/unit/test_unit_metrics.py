@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
-from sonorant.evaluation.units import Joint, collapse, count_edits, estimate_pnmi, measure_use
+from sonorant.evaluation.units import Joint, collapse, count_edits, estimate_pnmi, estimate_purities, measure_use
 
 EXACT = 1e-12  # a handful of float64 additions of numbers below 10
 
@@ -71,6 +71,18 @@ def test_influence_is_the_derivative_of_pnmi_by_an_utterances_copies(silence: bo
         # Central differences: rounding, 1e-16 over the step of 1e-6.
         assert value == pytest.approx((moved(name, step) - moved(name, -step)) / (2 * step / many), abs=1e-9)
     assert sum(found.influence.values()) == pytest.approx(0, abs=EXACT)
+
+
+def test_purities_are_shares_of_frames() -> None:
+    phones = {"u": ["SIL", "ah", "ah", "ah"], "v": ["n", "n", "ah", "SIL"]}
+    units = {"u": np.array([0, 1, 1, 2]), "v": np.array([2, 2, 2, 1])}
+    table = Joint.of_frames(phones.values(), units.values(), 3)
+    phone, cluster = estimate_purities(table, phones, units)
+    assert (phone.value, cluster.value) == (table.phone_purity, table.cluster_purity)
+    # 0 → SIL, 1 → ah, 2 → ah or n, of which the first is taken; right: 4 of 4 in u, 1 of 4 in v, in all 5 of 8.
+    assert phone.influence == {"u": pytest.approx((4 - 2.5) / 8), "v": pytest.approx((1 - 2.5) / 8)}
+    speech = table.without("SIL")
+    assert estimate_purities(speech, phones, units)[0].value == speech.phone_purity
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=4, max_size=4), min_size=2, max_size=5))

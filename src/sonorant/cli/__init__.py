@@ -4,8 +4,9 @@ A configuration file has one section per step. Given several, later ones overrid
 `--config params.yaml --config recipes/mt4ssl.yaml` is the project's parameters with that recipe's. `--round 2`
 takes the section of a step that the second round runs again with what `second` changes of it.
 
-`sonorant embed` is no step: it sends audio files to the embedding server. Nor is `sonorant store`: it brings artifacts
-to an object store and back.
+`sonorant embed` is no step: it sends audio files to the embedding server. Nor is `sonorant compare`: it lays what
+`evaluate` wrote of several models side by side. Nor is `sonorant store`: it brings artifacts to an object store and
+back.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def make_app() -> Typer:
-    """Every step as a command, `embed`, and the commands of `store`."""
+    """Every step as a command, `compare`, `embed`, and the commands of `store`."""
     import typer
 
     from sonorant.steps import SHARED, STEPS
@@ -45,6 +46,7 @@ def make_app() -> Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
     for step in (SHARED | STEPS).values():
         app.command(step.name, help=step.summary)(command(step))
+    app.command("compare")(compare_command())
     app.command("embed")(embed_command())
     app.add_typer(store_app(), name="store")
     return app
@@ -59,6 +61,19 @@ def need(extra: str, *modules: str) -> None:
             words = "training" if extra == "train" else extra
             wanted = f"wanted the {words} extra: pip install 'sonorant[{extra}]'"
             sys.exit(f"sonorant: found no module {error.name or module}, {wanted}")
+
+
+def compare_command() -> Callable[..., None]:
+    """`sonorant compare`, with its faults on one line."""
+    from sonorant.cli.compare import compare
+
+    @functools.wraps(compare)
+    def call(**given: Any) -> None:
+        need("train", "matplotlib", "rich")
+        with one_line("compare", "nothing was written"):
+            compare(**given)
+
+    return call
 
 
 def embed_command() -> Callable[..., None]:

@@ -165,12 +165,23 @@ def render(report: Report) -> str:
             ("Provenance", _provenance(report.provenance)),
         ]
     notes = "".join(f'<p class="note">{_escape(note)}</p>' for note in report.notes)
-    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    return _page(report.title, notes, sections)
+
+
+def render_comparison(systems: Sequence[System]) -> str:
+    """A page of models side by side, and of how each differs from the first one."""
+    tables = _score_tables({**MEASURES, **RETRIEVAL}, systems) + PURITIES
+    sections = [("Scores", tables), (f"Differences from {systems[0].name}", _differences(systems))]
+    return _page(f"{len(systems)} models compared", "", sections)
+
+
+def _page(title: str, notes: str, sections: Sequence[tuple[str, str]]) -> str:
+    body = "".join(f"<section><h2>{_escape(name)}</h2>{content}</section>" for name, content in sections if content)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_escape(report.title)}</title><style>{STYLE}</style></head>"
-        f"<body><main><h1>{_escape(report.title)}</h1>{notes}{body}</main></body></html>\n"
+        f"<title>{_escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main><h1>{_escape(title)}</h1>{notes}{body}</main></body></html>\n"
     )
 
 
@@ -194,14 +205,18 @@ def show_interval(measure: Measure, system: System) -> str:
 
 def best_systems(measure: Measure, systems: Sequence[System]) -> set[str]:
     """Keys of the systems whose printed score is the best of at least two; none where there is no better, or where
-    another system's, of the same utterances, may be as good: the interval of the difference holds zero."""
+    another system's, of the same utterances, may be as good: the interval of the difference holds zero.
+
+    Where intervals are known of some scores, the others have no best.
+    """
     printed = {s.key: show_score(measure, s.scores[measure.key]) for s in systems if measure.key in s.scores}
-    if not measure.better or len(set(printed.values())) < 2:
+    estimates = {s.key: s.estimates[measure.key] for s in systems if measure.key in s.estimates}
+    is_known = estimates or not any(s.estimates for s in systems)
+    if not measure.better or len(set(printed.values())) < 2 or not is_known:
         return set()
     choose = min if measure.better == "lower" else max
     best = choose(printed.values(), key=float)
     first = {key for key, value in printed.items() if value == best}
-    estimates = {s.key: s.estimates[measure.key] for s in systems if measure.key in s.estimates}
     for leader, other in product(first & estimates.keys(), estimates.keys() - first):
         if not bootstrap(difference(estimates[leader], estimates[other])).excludes_zero:
             return set()
@@ -253,10 +268,41 @@ def _score_tables(groups: Mapping[str, Sequence[Measure]], systems: Sequence[Sys
     return (
         f'<div class="wide"><table class="scores">{"".join(rows)}</table></div>'
         '<p class="small">↓ lower is better, ↑ higher is better; the best of a row is bold. Small numbers are the '
-        "interval of 95 % over draws of the utterances; where it is given, a row has a best only if the interval of "
+        "interval of 95 % over draws of the utterances; where there are such, a row has a best only if the interval of "
         "its difference to every other holds no zero.</p>"
         f"<dl>{legend}</dl>"
     )
+
+
+def _differences(systems: Sequence[System]) -> str:
+    """What each system's scores are above the first one's, with intervals over draws of the utterances of both."""
+    first, others = systems[0], systems[1:]
+    rows = []
+    for measures in (*MEASURES.values(), *RETRIEVAL.values()):
+        for measure in measures:
+            if measure.key not in first.estimates:
+                continue
+            cells = "".join(_difference_cell(measure, first, other) for other in others)
+            arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
+            rows.append(f'<tr><th scope="row">{_escape(measure.name)}{arrow}</th>{cells}</tr>')
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{_escape(other.name)}</th>' for other in others)
+    return (
+        f'<div class="wide"><table class="scores"><thead><tr><th scope="col"></th>{head}</tr></thead><tbody>'
+        f'{"".join(rows)}</tbody></table></div><p class="small">Bold: the interval of 95 % holds no zero. Utterances '
+        "are drawn for both models alike. One in twenty comparisons of equal models holds no zero by chance.</p>"
+    )
+
+
+def _difference_cell(measure: Measure, first: System, other: System) -> str:
+    if measure.key not in other.estimates:
+        return "<td>–</td>"
+    apart = difference(other.estimates[measure.key], first.estimates[measure.key])
+    interval = bootstrap(apart)
+    low, high = (f"{value:+.{measure.decimals}f}" for value in (interval.low, interval.high))
+    mark = ' class="best"' if interval.excludes_zero else ""
+    return f"<td{mark}>{apart.value:+.{measure.decimals}f}<br><small>{low} … {high}</small></td>"
 
 
 def _score_cell(measure: Measure, system: System, is_best: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sonorant.evaluation.intervals import Estimate
+from sonorant.evaluation.intervals import Estimate, ratio_of_sums
 
 Units = NDArray[np.integer[Any]]
 
@@ -89,6 +89,25 @@ def estimate_pnmi(joint: Joint, phones: Mapping[str, Sequence[str]], units: Mapp
         moved = (of_information - pnmi * of_entropy) / joint.num_frames
         influence[name] = float(moved / entropy) if entropy > 0 else 0.0
     return Estimate(pnmi, influence)
+
+
+def estimate_purities(
+    joint: Joint, phones: Mapping[str, Sequence[str]], units: Mapping[str, Units]
+) -> tuple[Estimate, Estimate]:
+    """Phone purity and cluster purity with the influence of each of the utterances that `joint` counts.
+
+    Both are shares of frames that are guessed right; which guess is best is taken for settled.
+    """
+    row_of = {phone: row for row, phone in enumerate(joint.phones)}
+    phone_of, unit_of = joint.counts.argmax(axis=0), joint.counts.argmax(axis=1)
+    right: dict[str, tuple[float, float]] = {}
+    likely: dict[str, tuple[float, float]] = {}
+    for name, labels in phones.items():
+        pairs = [(row_of[label], unit) for label, unit in zip(labels, units[name], strict=False) if label in row_of]
+        rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+        right[name] = (float((phone_of[columns] == rows).sum()), float(len(rows)))
+        likely[name] = (float((unit_of[rows] == columns).sum()), float(len(rows)))
+    return ratio_of_sums(right), ratio_of_sums(likely)
 
 
 @dataclass(frozen=True)

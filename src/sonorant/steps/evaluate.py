@@ -10,12 +10,14 @@ from sonorant.steps.step import In, Metrics, Out, step
 def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, previous: In | None = None) -> Metrics:
     """Measure the published model against its baselines.
 
-    Writes report.html, metrics.json (system, score, value) and, for DVC's plots, scores.csv (a row for each
-    system) and training.csv (a row for each logged update). The metrics returned are named system.score.
+    Writes report.html, metrics.json (system, score, value), estimates.npz (what each utterance has to do with a
+    score; `sonorant compare` reads it) and, for DVC's plots, scores.csv (a row for each system) and training.csv (a row
+    for each logged update). The metrics returned are named system.score.
     """
     import json
 
     from sonorant.data.corpus import read_corpus
+    from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
     from sonorant.steps.scoring import contenders, score
     from sonorant.steps.summary import describe, print_table, write_csv
@@ -32,6 +34,7 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     (report / "report.html").write_text(render(page))
     metrics = {system.key: dict(system.scores) for system in page.systems}
     (report / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    write_estimates(report, page.systems)
     write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
     write_csv(report / "training.csv", journal)
     print_table(page, report)

@@ -20,7 +20,7 @@ from sonorant.evaluation.abx import score_abx
 from sonorant.evaluation.abx.items import SILENCE, Item, phone_items, triphone_items
 from sonorant.evaluation.intervals import Estimate
 from sonorant.evaluation.report import System
-from sonorant.evaluation.units import Joint, estimate_pnmi, measure_use
+from sonorant.evaluation.units import Joint, estimate_pnmi, estimate_purities, measure_use
 from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.changing import measure_changes
@@ -164,10 +164,10 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
     phones = dict(zip(aligned, labels, strict=True))
     for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
-        estimates[f"pnmi{suffix}"] = estimate_pnmi(table, phones, contender.units)
-        scores[f"pnmi{suffix}"] = table.pnmi
-        scores[f"phone_purity{suffix}"] = table.phone_purity
-        scores[f"cluster_purity{suffix}"] = table.cluster_purity
+        known = {"pnmi": estimate_pnmi(table, phones, contender.units)}
+        known["phone_purity"], known["cluster_purity"] = estimate_purities(table, phones, contender.units)
+        estimates |= {f"{name}{suffix}": estimate for name, estimate in known.items()}
+        scores |= {f"{name}{suffix}": estimate.value for name, estimate in known.items()}
     errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
     estimates = errors | estimates
     scores = {name: error.value for name, error in errors.items()} | scores

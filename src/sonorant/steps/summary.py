@@ -7,17 +7,29 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sonorant.artifacts import final_place, read_record
 from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance, read_waves
-from sonorant.evaluation.report import MEASURES, RETRIEVAL, Example, Report, best_systems, measured, show_score
+from sonorant.evaluation.report import (
+    MEASURES,
+    RETRIEVAL,
+    Example,
+    Report,
+    System,
+    best_systems,
+    measured,
+    show_score,
+)
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
 from sonorant.steps.searching import draw_searches
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SYNTHETIC = (
     "The evaluated speech is synthetic: absolute scores on it say little. Read the differences between the "
@@ -147,33 +159,39 @@ def count_speech(everything: Sequence[Utterance]) -> list[dict[str, str | int | 
 def print_table(page: Report, report: Path) -> None:
     """The scores and the page's path, on the terminal and in table.txt."""
     from rich.console import Console
+
+    with (report / "table.txt").open("w") as file:
+        for console in (Console(file=sys.stdout), Console(file=file, width=100)):
+            show_tables(page.title, page.systems, console)
+            for note in page.notes:
+                console.print(note, markup=False)
+    print(f"report: {final_place(report) / 'report.html'}")
+
+
+def show_tables(title: str, systems: Sequence[System], console: Console | None = None) -> None:
+    """Every score of every system that has any, those of retrieval apart; on the terminal unless told otherwise."""
+    from rich.console import Console
     from rich.table import Table
 
-    tables = []
-    for title, all_groups in {page.title: MEASURES, "Retrieval": RETRIEVAL}.items():
-        groups, systems = measured(all_groups, page.systems)
+    console = console or Console(file=sys.stdout)
+    for heading, all_groups in {title: MEASURES, "Retrieval": RETRIEVAL}.items():
+        groups, shown = measured(all_groups, systems)
         if not groups:
             continue
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=heading, title_justify="left", title_style="bold")
         table.add_column("")
-        for system in systems:
+        for system in shown:
             table.add_column(system.name, justify="right")
         for group, measures in groups.items():
             table.add_section()
             table.add_row(f"[bold]{group}")
             for measure in measures:
-                best = best_systems(measure, systems)
-                shown = {s.key: show_score(measure, s.scores.get(measure.key)) for s in systems}
-                cells = [f"[bold]{text}" if key in best else text for key, text in shown.items()]
+                best = best_systems(measure, shown)
+                texts = {s.key: show_score(measure, s.scores.get(measure.key)) for s in shown}
+                cells = [f"[bold]{text}" if key in best else text for key, text in texts.items()]
                 arrow = {"lower": " ↓", "higher": " ↑", "": ""}[measure.better]
                 table.add_row(measure.name + arrow, *cells)
-        tables.append(table)
-    with (report / "table.txt").open("w") as file:
-        for console in (Console(file=sys.stdout), Console(file=file, width=100)):
-            console.print(*tables)
-            for note in page.notes:
-                console.print(note, markup=False)
-    print(f"report: {final_place(report) / 'report.html'}")
+        console.print(table)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
