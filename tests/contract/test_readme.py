@@ -21,7 +21,8 @@ LINES = shell_lines(README)
 SONORANT_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)]
 EMBED_LINES = [line for line in SONORANT_LINES if "sonorant embed " in line]
 STORE_LINES = [line for line in SONORANT_LINES if "sonorant store " in line]
-STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES + STORE_LINES]
+COMPARE_LINES = [line for line in SONORANT_LINES if "sonorant compare " in line]
+STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES + STORE_LINES + COMPARE_LINES]
 CURL_LINES = [line for line in LINES if line.startswith("curl")]
 
 
@@ -46,12 +47,12 @@ def test_a_step_takes_these_flags(line: str) -> None:
     parse_round(step.name, params, int(dict(flags).get("--round", "1")))
 
 
-@pytest.mark.parametrize("line", EMBED_LINES)
-def test_embed_takes_these_flags(line: str) -> None:
-    words = shlex.split(line.split("sonorant embed ", 1)[1], comments=True)
+@pytest.mark.parametrize("line", EMBED_LINES + COMPARE_LINES)
+def test_a_command_that_is_no_step_takes_these_flags(line: str) -> None:
+    name, *words = shlex.split(line.split("sonorant ", 1)[1], comments=True)
     commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
-    given = commands["embed"].make_context("embed", words).params  # click complains of others
-    assert given["files"]
+    given = commands[name].make_context(name, words).params  # click complains of others
+    assert given["files" if name == "embed" else "reports"]
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m pipelines")])
