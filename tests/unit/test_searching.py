@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from sonorant.data.corpus import Utterance
 from sonorant.data.pairs import thumbnail
+from sonorant.evaluation.intervals import bootstrap, difference
+from sonorant.evaluation.report import RETRIEVAL, System, best_systems
 from sonorant.steps.searching import PICTURE_SIDE, Hunt, Pairs, draw_searches
 
 
@@ -67,6 +70,30 @@ def test_examples_say_which_is_right_and_where_it_stands(tmp_path: Path) -> None
     drawn = draw_searches(hunt, 3, seed=0)
     assert [search.id for search in draw_searches(hunt, 3, seed=0)] == [search.id for search in drawn]
     assert (len(drawn), draw_searches(hunt, 0, seed=0)) == (3, [])
+
+
+def test_recalls_are_known_by_query_and_chance_by_none(tmp_path: Path) -> None:
+    """Of 30 images 20 lie where their utterances do: better than chance in every draw of queries."""
+    names = [f"{number:02}.png" for number in range(30)]
+    pairs = Pairs.among(set(names), make_utterances(tmp_path, [(name, name[:2]) for name in names]))
+    assert pairs is not None
+    speech = np.eye(30, dtype=np.float32)
+    images = speech.copy()
+    images[20:] = np.roll(images[20:], 1, axis=0)
+    hunt = Hunt(pairs, speech, images)
+    for way, queries in {"speech_to_image": [u.id for u in pairs.utterances], "image_to_speech": names}.items():
+        key = f"{way}_recall_at_1"
+        estimate, chance = hunt.estimates[key], hunt.chance.estimates[key]
+        assert estimate.value == hunt.scores[key] == pytest.approx(20 / 30)
+        assert list(estimate.influence) == queries
+        # A hit adds (1 - 2/3) / 30, a miss takes away 2/3 / 30.
+        assert list(estimate.influence.values()) == pytest.approx([1 / 90] * 20 + [-2 / 90] * 10)
+        assert bootstrap(difference(estimate, chance)).excludes_zero
+        measure = next(m for group in RETRIEVAL.values() for m in group if m.key == key)
+        model = System("model", "", "", hunt.scores, hunt.estimates)
+        assert best_systems(measure, [model, hunt.chance]) == {"model"}
+        lucky = dataclasses.replace(model, estimates={key: dataclasses.replace(estimate, value=chance.value + 0.05)})
+        assert best_systems(measure, [lucky, hunt.chance]) == set()
 
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (1000, 400)), ("P", (300, 900)), ("LA", (8, 8)), ("1", (97, 97))])

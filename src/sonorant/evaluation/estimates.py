@@ -1,7 +1,8 @@
 """Estimates in a file beside a report, so that models measured apart can be compared utterance by utterance.
 
-`estimates.npz` holds `utterances` (U,), by id, and for each system and score a column (U,) of influences named
-system/score; nan where the score is not of the utterance. The scores themselves are in metrics.json.
+`estimates.npz` holds `utterances` (U,), by id, and the images that were asked for what is said of them, by name; for
+each system and score a column (U,) of influences named system/score, nan where the score is not of the utterance or
+image. The scores themselves are in metrics.json.
 """
 
 from __future__ import annotations

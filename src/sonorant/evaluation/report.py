@@ -194,11 +194,11 @@ def show_score(measure: Measure, value: float | None) -> str:
 
 
 def show_interval(measure: Measure, system: System) -> str:
-    """Where the score lies in 95 of 100 draws of utterances; nothing where that is not known."""
+    """Where the score lies in 95 of 100 draws of utterances; nothing where that is not known or all draws are alike."""
     if measure.key not in system.estimates:
         return ""
     interval = bootstrap(system.estimates[measure.key])
-    if interval.low != interval.low:
+    if not interval.error > 0:
         return ""
     return f"{interval.low:.{measure.decimals}f} … {interval.high:.{measure.decimals}f}"
 

@@ -153,9 +153,11 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     use = measure_use(units, sum(utterance.seconds for utterance in utterances))
     scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
     scores |= {name: value for name, value in asdict(use).items() if name != "num_active"}
-    scores |= contender.hunt.scores if contender.hunt else {}
-    estimates = dict(contender.changes)
+    estimates = {**contender.changes}
     scores |= {name: change.value for name, change in estimates.items()}
+    if contender.hunt:
+        scores |= contender.hunt.scores
+        estimates |= contender.hunt.estimates
     aligned = {u.id: u.phones for u in utterances if u.phones is not None}
     if not aligned:
         system = System(contender.key, contender.name, contender.detail, scores, estimates)

@@ -13,6 +13,7 @@ import numpy as np
 from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.pairs import first_with_image, name_of, thumbnail
 from sonorant.data.progress import shown_progress
+from sonorant.evaluation.intervals import Estimate, ratio_of_sums
 from sonorant.evaluation.report import Search, Shown, System
 from sonorant.evaluation.retrieval import TOPS, Ranks, Rows, Vectors, first_of, plain_words, rank, related
 from sonorant.inference import Speech
@@ -73,12 +74,28 @@ class Hunt:
         return named({way: ([r.recall(top) for top in TOPS], r.median) for way, r in self.ranks.items()})
 
     @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Recalls with the influence of each query: of each utterance or, the other way, of each image."""
+        asked = {"speech_to_image": [u.id for u in self.pairs.utterances], "image_to_speech": self.pairs.names}
+        return {
+            f"{way}_recall_at_{top}{kind}": ratio_of_sums(
+                {name: (float(place <= top), 1.0) for name, place in zip(asked[way], ranks.places, strict=True)}
+            )
+            for (way, kind), ranks in self.ranks.items()
+            for top in TOPS
+        }
+
+    @property
     def chance(self) -> System:
-        """What a random order has on average."""
+        """What a random order has on average, whatever the queries are."""
         ranks = self.ranks.items()
         scores = named({way: ([r.chance_recall(top) for top in TOPS], r.chance_median) for way, r in ranks})
         detail = f"a random order of {len(self.pairs.names)} images or {len(self.pairs.utterances)} utterances"
-        return System("chance", "chance", detail, scores)
+        known = {
+            name: Estimate(scores[name], dict.fromkeys(estimate.influence, 0.0))
+            for name, estimate in self.estimates.items()
+        }
+        return System("chance", "chance", detail, scores, known)
 
 
 def named(found: Mapping[tuple[str, str], tuple[Sequence[float], float]]) -> dict[str, float]:
