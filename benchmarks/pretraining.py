@@ -3,11 +3,12 @@
     python benchmarks/pretraining.py                      # HuBERT base and a small one: about twelve minutes on a core
     python benchmarks/pretraining.py --sizes small --rounds 5
     python benchmarks/pretraining.py --memory             # peak memory of a base-size DinoSR step on 87 s of audio
+    python benchmarks/pretraining.py --device cuda --precision bfloat16 --sizes base --seconds 175 --rounds 9
 
 Each size runs in one process and one thread, the contenders in turn, so that they share the machine's moods. A ratio
-is a peer's CPU time over ours, median of rounds. The peers: a padded batch, and (`..._vs_single`) one utterance at a
-time with gradients summed, which is what perfect length buckets come to. The batch is ragged as a random batch of 2 to
-16 s is: 44 % of the padded one is padding. The last line is one JSON object.
+is a peer's CPU time (on a GPU, wall time) over ours, median of rounds. The peers: a padded batch, and (`..._vs_single`)
+one utterance at a time with gradients summed, which is what perfect length buckets come to. The batch is ragged as a
+random batch of 2 to 16 s is: 44 % of the padded one is padding. The last line is one JSON object.
 
 forward_*: no gradient, all layers; train_*: masked, forward and backward of all parameters; dinosr_step*: student
 forward and backward, teacher forward, codebooks, AdamW, moving average. The peer's step is put together the usual way:
@@ -93,28 +94,34 @@ def draw_batch(seconds: float) -> Batch:
 class Ours:
     """sonorant, as the step `pretrain` runs it."""
 
-    def __init__(self, size: str, batch: Batch) -> None:
+    def __init__(self, size: str, batch: Batch, device: str = "cpu", precision: str = "float32") -> None:
         torch.manual_seed(0)
-        self.config, self.batch = recipe(size), batch
-        self.engine: Engine = build_engine(self.config, Encoder(self.config.encoder), 0)
+        self.config, self.batch = recipe(size), batch.to(torch.device(device))
+        self.device, self.precision = device, precision
+        self.engine: Engine = build_engine(self.config, Encoder(self.config.encoder), 0).to(device)
         self.encoder: Encoder = self.engine.encoder
         self.frames = Ragged.of_samples(batch.num_samples)
-        self.direction_FD = torch.randn(self.frames.total, self.config.encoder.dim)
+        self.direction_FD = torch.randn(self.frames.total, self.config.encoder.dim).to(device)
         self.optimizer: torch.optim.Optimizer | None = None
         self.update = 0
+
+    def autocast(self) -> torch.autocast:
+        """What stands around the forward pass."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def forward(self) -> Tensor:
         """The last layer of the clean view, (F, D)."""
         self.engine.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             return self.encoder(self.batch.waves, self.batch.num_samples).output
 
     def train(self) -> float:
         """A loss on masked frames and every gradient."""
         self.engine.train()
         self.engine.zero_grad(set_to_none=True)
-        z_FD = self.encoder.project(self.batch.waves, self.batch.num_samples)
-        output_FD = self.encoder.context(self.encoder.mask(z_FD, self.batch.mask), self.frames).output
+        with self.autocast():
+            z_FD = self.encoder.project(self.batch.waves, self.batch.num_samples)
+            output_FD = self.encoder.context(self.encoder.mask(z_FD, self.batch.mask), self.frames).output
         loss = (output_FD * self.direction_FD)[self.batch.mask].sum()
         loss.backward()
         return float(loss.detach())
@@ -126,7 +133,8 @@ class Ours:
         self.engine.train()
         self.optimizer.zero_grad(set_to_none=True)
         weight = 1 / float(self.batch.mask.sum())
-        loss, _ = self.engine(self.batch, {"codebooks": weight}, self.update)
+        with self.autocast():
+            loss, _ = self.engine(self.batch, {"codebooks": weight}, self.update)
         loss.backward()
         self.optimizer.step()
         self.update += 1
@@ -162,7 +170,10 @@ class Peer:
         )
         self.model: Any = HubertModel(config)
         self.model.load_state_dict(to_transformers(ours.encoder))
+        self.model.to(ours.device)
+        self.autocast = ours.autocast
         self.num_targets = ours.config.teacher.num_layers
+        self.device = ours.device
         batch, starts = ours.batch, np.cumsum([0, *(-(-n // 320) * 320 for n in ours.batch.num_samples)])
         self.waves = [batch.waves[s : s + n] for s, n in zip(starts, batch.num_samples, strict=False)]
         slices = ours.frames.slices()
@@ -183,7 +194,7 @@ class Peer:
     def inputs(self, rows: Sequence[int]) -> dict[str, Tensor | None]:
         """Waves and attention mask, which a single utterance does not need."""
         waves = [self.waves[row] for row in rows]
-        mask = pad_sequence([torch.ones(len(w), dtype=torch.long) for w in waves], batch_first=True)
+        mask = pad_sequence([torch.ones(len(w), dtype=torch.long, device=w.device) for w in waves], batch_first=True)
         return {
             "input_values": pad_sequence(waves, batch_first=True),
             "attention_mask": mask if len(rows) > 1 else None,
@@ -198,7 +209,7 @@ class Peer:
     def forward(self, padded: bool) -> Tensor:
         """The last layer of the clean view, (F, D)."""
         self.model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast():
             return torch.cat([x for rows in self.batches(padded) for x in self.run(rows, masked=False)])
 
     def train(self, padded: bool) -> float:
@@ -207,7 +218,9 @@ class Peer:
         self.model.zero_grad(set_to_none=True)
         total = 0.0
         for rows in self.batches(padded):
-            parts = zip(self.run(rows, masked=True), rows, strict=True)
+            with self.autocast():
+                found = self.run(rows, masked=True)
+            parts = zip(found, rows, strict=True)
             loss = torch.stack([(x * self.directions[row])[self.masks[row]].sum() for x, row in parts]).sum()
             loss.backward()
             total += float(loss.detach())
@@ -225,15 +238,19 @@ class Peer:
         sums = torch.zeros_like(self.state)
         total = 0.0
         for rows in self.batches(padded):
-            targets = self.targets(rows)
-            outputs = torch.cat([x[self.masks[row]] for x, row in zip(self.run(rows, masked=True), rows, strict=True)])
+            with self.autocast():
+                targets = [frames_MD.float() for frames_MD in self.targets(rows)]
+                found = self.run(rows, masked=True)
+            outputs = torch.cat([x[self.masks[row]] for x, row in zip(found, rows, strict=True)])
             losses = []
             for book, (head, frames_MD) in enumerate(zip(self.heads, targets, strict=True)):
                 codewords = self.state[book, :, :-1] / self.state[book, :, -1:]
                 codes = torch.cdist(frames_MD, codewords).argmin(1)
                 one_hot = F.one_hot(codes, NUM_CODES).float()
                 sums[book] += torch.cat([one_hot.T @ frames_MD, one_hot.sum(0)[:, None]], 1)
-                losses.append(F.cross_entropy(head(outputs), codes, reduction="sum"))
+                with self.autocast():
+                    logits = head(outputs)
+                losses.append(F.cross_entropy(logits.float(), codes, reduction="sum"))
             loss = torch.stack(losses).sum() / len(losses) / num_masked
             loss.backward()
             total += float(loss.detach())
@@ -292,22 +309,30 @@ def differences(ours: Ours, peer: Peer) -> dict[str, float]:
     return found
 
 
-def cpu_seconds(work: Callable[[], Any]) -> float:
-    """Process CPU time of a call."""
+def seconds_of(work: Callable[[], Any], device: str) -> float:
+    """Process CPU time of a call; on a GPU, wall time until it is done."""
     gc.collect()
-    start = time.process_time()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
     work()
-    return time.process_time() - start
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - start
 
 
-def compare(size: str, batch: Batch, rounds: int, rows: Sequence[str]) -> dict[str, float]:
+def compare(
+    size: str, batch: Batch, rounds: int, rows: Sequence[str], device: str, precision: str
+) -> dict[str, float]:
     """Print the table of one size and return its ratios."""
-    ours = Ours(size, batch)
+    ours = Ours(size, batch, device, precision)
     peer = Peer(ours)
     shown = ", ".join(f"{name} {value:.1e}" for name, value in differences(ours, peer).items())
     print(f"\n{size}: largest differences to transformers without padding: {shown}", flush=True)
     ratios: dict[str, float] = {}
-    print(f"{'':>20} {'ours':>9} {'padded':>9} {'single':>9}  CPU s;   ours audio-s/s;  ratios (each round)")
+    clock = "CPU s" if device == "cpu" else "s"
+    print(f"{'':>20} {'ours':>9} {'padded':>9} {'single':>9}  {clock};   ours audio-s/s;  ratios (each round)")
     for row in rows:
         contenders: dict[str, Callable[[], Any]] = {
             "ours": getattr(ours, row),
@@ -319,12 +344,15 @@ def compare(size: str, batch: Batch, rounds: int, rows: Sequence[str]) -> dict[s
             first = ours.dinosr_step(), peer.dinosr_step(padded=False)
             print(f"{'':>20} first DinoSR loss: ours {first[0]:.6f}, theirs {first[1]:.6f}")
         times: dict[str, list[float]] = {name: [] for name in contenders}
+        if device != "cpu":
+            for work in contenders.values():
+                work()
         for _ in range(rounds):
             for name, work in contenders.items():
-                times[name].append(cpu_seconds(work))
+                times[name].append(seconds_of(work, device))
         medians = {name: statistics.median(values) for name, values in times.items()}
         label = row if (row, size) == ("dinosr_step", "base") else f"{row}_{size}"
-        line = f"{label:>20} " + " ".join(f"{medians[name]:9.2f}" for name in contenders)
+        line = f"{label:>20} " + " ".join(f"{medians[name]:9.{2 if device == 'cpu' else 4}f}" for name in contenders)
         line += f"          {batch.seconds / medians['ours']:6.2f}        "
         for name, suffix in (("padded", ""), ("single", "_vs_single")):
             each = [theirs / mine for mine, theirs in zip(times["ours"], times[name], strict=True)]
@@ -405,6 +433,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=("forward", "train", "dinosr_step"), default=None)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=None, help="of audio in a batch, at least; default 26")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--memory", action="store_true", help="peak memory alone, on 87 s; each in a child process")
     parser.add_argument("--only", choices=VARIANTS, nargs="+", help="with --memory: these; default all of ours")
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -422,15 +452,16 @@ def main() -> None:
     batch = draw_batch(options.seconds or 26.0)
     longest = max(batch.num_samples) * len(batch.num_samples) / SAMPLE_RATE
     print(
-        f"torch {torch.__version__}, one thread; {len(batch.num_samples)} utterances, {batch.seconds:.1f} s, "
+        f"torch {torch.__version__}, one thread, {options.device}, {options.precision}; "
+        f"{len(batch.num_samples)} utterances, {batch.seconds:.1f} s, "
         f"{longest:.1f} s padded ({1 - batch.seconds / longest:.0%} padding); medians of {options.rounds} rounds"
     )
     show_padding()
     ratios: dict[str, float] = {}
     (size,) = options.sizes
     rows = options.rows or ["forward", "train", *(["dinosr_step"] if size == "base" else [])]
-    ratios |= compare(size, batch, options.rounds, rows)
-    if size == "base" and not options.rows:
+    ratios |= compare(size, batch, options.rounds, rows, options.device, options.precision)
+    if size == "base" and not options.rows and options.device == "cpu":
         print()
         show_memory(VARIANTS, options.seconds or 26.0)
     print(json.dumps({"benchmark": "pretraining", "ratios": ratios}))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from sonorant.config import EncoderConfig
 from sonorant.data.frames import Ragged
@@ -77,7 +80,13 @@ class Layer(nn.Module):
             mixed = self.mix(q, k, v, mask, dropout)
             return mixed.transpose(1, 2).reshape(-1, width)
 
-        if frames.is_uniform:
+        if self.mix is F.scaled_dot_product_attention and bias_HN is None and is_fused(qkv_F3HE, dropout):
+            q_FHE, k_FHE, v_FHE = qkv_F3HE.unbind(1)
+            edges, longest = edges_of(frames.lengths, qkv_F3HE.device), max(frames.lengths)
+            mixed_FHE = varlen_attn(q_FHE, k_FHE, v_FHE, edges, edges, longest, longest)
+            assert isinstance(mixed_FHE, Tensor)
+            mixed_FD = mixed_FHE.flatten(1)
+        elif frames.is_uniform:
             mixed_FD = attend(slice(None), len(frames.lengths))
         else:
             mixed_FD = torch.cat([attend(rows, 1) for rows in frames.slices()])
@@ -92,6 +101,21 @@ class Layer(nn.Module):
         update_FH, reset_FH = F.linear(x_FHE, weight, bias).sigmoid().unbind(-1)
         gates_FH: Tensor = update_FH * (reset_FH * self.gate_scale.view(-1) - 1) + 2
         return gates_FH
+
+
+def is_fused(qkv: Tensor, dropout: float) -> bool:
+    """Whether flash attention can go through packed utterances by itself: one kernel for all of them."""
+    if not qkv.is_cuda or qkv.dtype not in (torch.bfloat16, torch.float16) or dropout:
+        return False
+    width = qkv.shape[-1]
+    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+
+
+@lru_cache(maxsize=8)
+def edges_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each utterance begins and where the last one ends, (U + 1,), kept for the layers that follow."""
+    with torch.inference_mode(False):  # what is made in that mode could not be kept for a gradient later
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
 
 
 class RelativeBias(nn.Module):

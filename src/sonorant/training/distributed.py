@@ -94,6 +94,7 @@ def joined_ranks() -> Iterator[Ranks]:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        sum_in_order()
     if count == 1:
         yield Ranks(0, 1, device)
         return
@@ -118,6 +119,17 @@ def joined_ranks() -> Iterator[Ranks]:
         ) from None
     else:
         dist.destroy_process_group()
+
+
+def sum_in_order() -> None:
+    """Have a GPU make the same bits each time: whatever sums does so in one order, no kernel is chosen by its speed.
+
+    Torch refuses what it cannot do so. Before the first matrix product, for cuBLAS reads its room then.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
