@@ -7,7 +7,7 @@
     … --sweep other.yaml                          # rows of one's own: name: {settings of the section align}
 
 Each arm is `sonorant align` with other settings, once a seed; the probe has the same seed and budget before and after,
-and is SUPERB's: what is not, sonorant.evaluation.recognition says. Settings are chosen by the dev speakers; the test
+and is SUPERB's: what is not, evaluation.probes.recognition says. Settings are chosen by the dev speakers; the test
 speakers' errors stand beside. ABX is across and within speakers, any context, of the last layer, and of the one that
 is best on dev. The last columns are of the step's journal: how alike frames became (mean cosine) and over how many
 directions they are spread (effective rank). What is done is not repeated. The last line is one JSON object, each arm's
@@ -179,7 +179,9 @@ def measure(study: Study, encoder: Path, seed: int) -> dict[str, Any]:
     import numpy as np
 
     from sonorant.data.corpus import read_corpus, read_waves
-    from sonorant.evaluation.recognition import Spoken, fit_recogniser
+    from sonorant.evaluation.errors import without_silence
+    from sonorant.evaluation.probes.fitting import Budget
+    from sonorant.evaluation.probes.recognition import Spoken, fit_recogniser
     from sonorant.inference import load_trained
 
     speech = load_trained(encoder)
@@ -190,17 +192,17 @@ def measure(study: Study, encoder: Path, seed: int) -> dict[str, Any]:
         utterances = [u for u in read_corpus(study.corpus, split=split, source=study.source) if u.phones]
         states = speech.states(list(read_waves(utterances)), layers)
         spoken[split] = [
-            Spoken(np.stack(frames), tuple(label for label, _, _ in u.phones or ()))
+            Spoken(np.stack(frames), tuple(without_silence([label for label, _, _ in u.phones or ()])))
             for u, frames in zip(utterances, states, strict=True)
         ]
         if split != "train":
             found |= {f"abx_{speaker}_{split}": abx(utterances, states, speaker) for speaker in ("across", "within")}
-    recogniser = fit_recogniser(spoken["train"], spoken["dev"], **study.probe, seed=seed)
+    recogniser = fit_recogniser(spoken["train"], spoken["dev"], Budget(**study.probe, seed=seed))
     return {
         "per_dev": recogniser.dev_error,
         "per_test": recogniser.error(spoken["test"]),
         "probe_update": recogniser.update,
-        "probe_weights": recogniser.weights.tolist(),
+        "probe_weights": recogniser.head.mix.shares.tolist(),
         **found,
     }
 

@@ -359,7 +359,7 @@ def phone_probe(train: Sequence[Heard], asked: Sequence[Heard], seed: int) -> fl
     """Accuracy of a linear probe for the phones of frames, silence left out, of speakers that it was not fitted on."""
     import numpy as np
 
-    from sonorant.evaluation.probes import fit_probe
+    from sonorant.evaluation.probes.logistic import fit_probe
 
     rows, labels = speech_frames(train)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:PROBE_FRAMES]
@@ -381,7 +381,7 @@ def speaker_probe(train: Sequence[Heard], seed: int) -> float:
     """Accuracy of a linear probe for the speaker of utterances it was not fitted on, from the mean frame."""
     import numpy as np
 
-    from sonorant.evaluation.probes import held_out_accuracy
+    from sonorant.evaluation.probes.logistic import held_out_accuracy
 
     rows = np.stack([np.concatenate([layer.mean(0) for layer in one.layers]) for one in train])
     speakers = [one.utterance.speaker for one in train]

@@ -44,6 +44,21 @@ class PublishConfig(Section):
     seed: int = 0
 
 
+ProbeName = Literal["phones", "text", "speaker", "word", "emotion"]
+BaselineName = Literal["mfcc", "mfcc_centred", "untrained"]
+
+
+class ProbeConfig(Section):
+    """How a probe's head is fitted on frozen layers; defaults are for an hour of speech, SUPERB's are in brackets."""
+
+    num_updates: int = Field(2_000, ge=1, description="[100,000; text 200,000]")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam [tuned for each encoder]")
+    batch_seconds: float = Field(60.0, gt=0, description="of speech at once, or one utterance")
+    hidden_dim: int | None = Field(None, ge=1, description="None: 256, of text 1024, which are SUPERB's")
+    evaluate_every: int = Field(100, ge=1, description="updates between looks at dev; the best one is kept")
+    standardised: bool = Field(True, description="every dimension to mean 0, variance 1 [as it is]")
+
+
 class EvaluateConfig(Section):
     """What is measured, on whom."""
 
@@ -53,6 +68,14 @@ class EvaluateConfig(Section):
     abx_max_speakers: int = Field(5, ge=1, description="other speakers drawn per cell in across-speaker ABX")
     max_changed: int = Field(
         100, ge=0, description="utterances drawn of which units are compared with those of changed copies; 0: none"
+    )
+    probes: dict[ProbeName, ProbeConfig] = Field(
+        {},
+        description="phones: linear CTC (PER); text: recurrent CTC (WER, CER); speaker, word (the whole text as one "
+        "name) and emotion: named by the frames' mean. Heads learn on the train split, are chosen on dev",
+    )
+    baselines: tuple[BaselineName, ...] = Field(
+        ("mfcc", "mfcc_centred", "untrained"), description="what the model is measured beside, probes included"
     )
     num_examples: int = Field(4, ge=0, description="utterances drawn in the report")
     seed: int = 0

@@ -50,7 +50,7 @@ class SyntheticSource(SourceSection):
 
 
 class ManifestSource(ImagedSource):
-    """A JSONL manifest: id, path (relative to the manifest), speaker, split, text, words, phones, image."""
+    """A JSONL manifest: id, path (relative to the manifest), speaker, split, text, words, phones, image, emotion."""
 
     kind: Literal["manifest"] = "manifest"
     path: Path

@@ -8,8 +8,8 @@
       refused.jsonl   source, id, path, reason, detail
 
 Files of audio and images are named after their content; they may lie in a store instead (sonorant.data.shards).
-The cut carries all there is to know: `cut.custom` has `split`, `source`, `digest` (of the samples), `image`
-and `distractors`; its one supervision has the speaker, the text, and the alignments `word` and `phone`.
+The cut carries all there is to know: `cut.custom` has `split`, `source`, `digest` (of the samples), `image`,
+`distractors` and `emotion`; its one supervision has the speaker, the text, and the alignments `word` and `phone`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Row:
     image: Path | None = None
     distractors: tuple[str, ...] = ()
     channel: int | None = None
+    emotion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Utterance:
     words: tuple[Segment, ...] | None = None
     phones: tuple[Segment, ...] | None = None
     image: Path | None = None
+    emotion: str | None = None
     elsewhere: Elsewhere | None = field(default=None, repr=False, compare=False)
     """What reads `path` and `image` where they lie in a store."""
 
@@ -208,6 +210,7 @@ def _utterance(folder: Path, cut: Any, elsewhere: Elsewhere | None) -> Utterance
         words=segments("word"),
         phones=segments("phone"),
         image=folder / custom["image"] if custom.get("image") else None,
+        emotion=custom.get("emotion"),
         elsewhere=elsewhere,
     )
 
@@ -273,6 +276,8 @@ def make_cut(taken: Taken, audio: str, image: str | None) -> Any:
 
     alignment = {kind: items(s) for kind, s in (("word", row.words), ("phone", row.phones)) if s is not None}
     custom = {"split": taken.split, "source": row.source, "digest": taken.digest, "image": image}
+    custom |= {"distractors": list(row.distractors)} if row.distractors else {}
+    custom |= {"emotion": row.emotion} if row.emotion else {}
     return MonoCut(
         id=row.id,
         start=0,
@@ -296,7 +301,7 @@ def make_cut(taken: Taken, audio: str, image: str | None) -> Any:
                 alignment=alignment or None,
             )
         ],
-        custom=custom | ({"distractors": list(row.distractors)} if row.distractors else {}),
+        custom=custom,
     )
 
 

@@ -147,6 +147,7 @@ class ManifestRow(BaseModel):
     phones39: tuple[Segment, ...] | None = Field(None, description="taken instead of phones where present")
     image: Text | None = None
     distractors: tuple[str, ...] = ()
+    emotion: Text | None = None
 
 
 def read_manifest(source: ManifestSource) -> Iterator[Entry]:
@@ -171,6 +172,7 @@ def read_manifest(source: ManifestSource) -> Iterator[Entry]:
             phones=name_silences(row.phones39 if row.phones39 is not None else row.phones),
             image=folder / row.image if row.image else None,
             distractors=row.distractors,
+            emotion=row.emotion,
         )
 
 

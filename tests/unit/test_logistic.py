@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from sonorant.evaluation.probes import deal, fit_probe, held_out_accuracy
+from sonorant.evaluation.probes.logistic import deal, fit_probe, held_out_accuracy
 
 
 def clouds(
