@@ -14,7 +14,7 @@ from sonorant.artifacts import write_record
 from sonorant.cli import make_app
 from sonorant.evaluation.estimates import FILE, write_estimates
 from sonorant.evaluation.intervals import ratio_of_sums
-from sonorant.evaluation.report import System
+from sonorant.evaluation.measures import System
 from sonorant.steps.comparing import compare_reports, read_system
 
 Write = Callable[..., Path]

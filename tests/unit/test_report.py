@@ -12,20 +12,9 @@ import numpy as np
 from PIL import Image
 
 from sonorant.evaluation.intervals import ratio_of_sums
-from sonorant.evaluation.report import (
-    MEASURES,
-    RETRIEVAL,
-    Example,
-    Report,
-    Search,
-    Shown,
-    System,
-    best_systems,
-    render,
-    show_score,
-    sort_by_phone,
-    training_curves,
-)
+from sonorant.evaluation.measures import MEASURES, RETRIEVAL, System, best_systems, show_score
+from sonorant.evaluation.report import Example, Report, Search, Shown, render
+from sonorant.evaluation.report.drawings import sort_by_phone, training_curves
 from sonorant.evaluation.units import Joint
 
 JOINT = Joint(("SIL", "ah", "n"), np.array([[1, 0, 0, 8], [0, 0, 5, 0], [4, 0, 1, 2]]))

@@ -14,7 +14,7 @@ from PIL import Image
 from sonorant.data.corpus import Utterance
 from sonorant.data.pairs import thumbnail
 from sonorant.evaluation.intervals import bootstrap, difference
-from sonorant.evaluation.report import RETRIEVAL, System, best_systems
+from sonorant.evaluation.measures import RETRIEVAL, System, best_systems
 from sonorant.steps.searching import PICTURE_SIDE, Hunt, Pairs, draw_searches
 
 

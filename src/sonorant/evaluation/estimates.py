@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from sonorant.evaluation.intervals import Estimate
-from sonorant.evaluation.report import System
+from sonorant.evaluation.measures import System
 
 FILE = "estimates.npz"
 

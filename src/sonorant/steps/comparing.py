@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sonorant.artifacts import read_record
 from sonorant.evaluation.estimates import read_estimates
-from sonorant.evaluation.report import System, render_comparison
+from sonorant.evaluation.measures import System
+from sonorant.evaluation.report import render_comparison
 from sonorant.steps.summary import show_tables
 
 

@@ -19,7 +19,7 @@ from sonorant.data.progress import shown_progress
 from sonorant.evaluation.abx import score_abx
 from sonorant.evaluation.abx.items import SILENCE, Item, phone_items, triphone_items
 from sonorant.evaluation.intervals import Estimate
-from sonorant.evaluation.report import System
+from sonorant.evaluation.measures import System
 from sonorant.evaluation.units import Joint, estimate_pnmi, estimate_purities, measure_use
 from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames

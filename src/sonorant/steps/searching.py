@@ -14,7 +14,8 @@ from sonorant.data.corpus import Utterance, read_waves
 from sonorant.data.pairs import first_with_image, name_of, thumbnail
 from sonorant.data.progress import shown_progress
 from sonorant.evaluation.intervals import Estimate, ratio_of_sums
-from sonorant.evaluation.report import Search, Shown, System
+from sonorant.evaluation.measures import System
+from sonorant.evaluation.report import Search, Shown
 from sonorant.evaluation.retrieval import TOPS, Ranks, Rows, Vectors, first_of, plain_words, rank, related
 from sonorant.inference import Speech
 

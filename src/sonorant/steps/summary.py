@@ -14,16 +14,8 @@ import numpy as np
 from sonorant.artifacts import final_place, read_record
 from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance, read_waves
-from sonorant.evaluation.report import (
-    MEASURES,
-    RETRIEVAL,
-    Example,
-    Report,
-    System,
-    best_systems,
-    measured,
-    show_score,
-)
+from sonorant.evaluation.measures import MEASURES, RETRIEVAL, System, best_systems, measured, show_score
+from sonorant.evaluation.report import Example, Report
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
 from sonorant.steps.searching import draw_searches
