@@ -15,7 +15,7 @@ from pydantic import Field
 from sonorant.config.alignment import AlignmentConfig
 from sonorant.config.encoder import EncoderConfig
 from sonorant.config.grounding import GroundingConfig, ImageConfig
-from sonorant.config.measure import ClusterConfig, EvaluateConfig, PublishConfig
+from sonorant.config.measure import ClusterConfig, EvaluateConfig, ProbeConfig, PublishConfig
 from sonorant.config.prepare import (
     CaptionFile,
     ConvertConfig,
@@ -83,6 +83,7 @@ __all__ = [
     "Phase",
     "PrepareConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "PublishConfig",
     "QuantiserConfig",
     "Rounds",

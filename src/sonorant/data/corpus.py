@@ -275,9 +275,11 @@ def make_cut(taken: Taken, audio: str, image: str | None) -> Any:
         return [AlignmentItem(label, start, round(end - start, 9)) for label, start, end in segments]
 
     alignment = {kind: items(s) for kind, s in (("word", row.words), ("phone", row.phones)) if s is not None}
-    custom = {"split": taken.split, "source": row.source, "digest": taken.digest, "image": image}
-    custom |= {"distractors": list(row.distractors)} if row.distractors else {}
-    custom |= {"emotion": row.emotion} if row.emotion else {}
+    custom: dict[str, Any] = {"split": taken.split, "source": row.source, "digest": taken.digest, "image": image}
+    if row.distractors:
+        custom["distractors"] = list(row.distractors)
+    if row.emotion:
+        custom["emotion"] = row.emotion
     return MonoCut(
         id=row.id,
         start=0,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sonorant.evaluation.intervals import Estimate, bootstrap, difference
 from sonorant.evaluation.retrieval import TOPS
 
@@ -28,6 +31,14 @@ MEASURES: Mapping[str, Sequence[Measure]] = {
         for slicing, slicing_name in ABX_SLICINGS.items()
         for context, context_name in {"any": "any context", "in": "in context"}.items()
         for speaker in ("across", "within")
+    ],
+    "What small heads read off the layers": [
+        Measure("probe_per", "phone error rate, linear CTC", "lower"),
+        Measure("probe_wer", "word error rate, recurrent CTC", "lower"),
+        Measure("probe_cer", "character error rate, recurrent CTC", "lower"),
+        Measure("probe_speaker", "speakers named", "higher"),
+        Measure("probe_word", "words named", "higher"),
+        Measure("probe_emotion", "emotions named", "higher"),
     ],
     "Units and phones": [
         Measure("unit_abx_across_any", "ABX error of units, across speakers, any context", "lower"),
@@ -81,6 +92,8 @@ class System:
     scores: Mapping[str, float]
     estimates: Mapping[str, Estimate] = field(default_factory=dict)
     """Of the scores whose share by utterance is known."""
+    shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By probe, how much it reads of each layer, (L,), in sum 1."""
 
 
 def show_score(measure: Measure, value: float | None) -> str:

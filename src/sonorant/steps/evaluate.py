@@ -11,11 +11,13 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     """Measure the published model against its baselines.
 
     Writes report.html, metrics.json (system, score, value), estimates.npz (what each utterance has to do with a
-    score; `sonorant compare` reads it) and, for DVC's plots, scores.csv (a row for each system) and training.csv (a row
-    for each logged update). The metrics returned are named system.score.
+    score; `sonorant compare` reads it) and, for DVC's plots, scores.csv (a row for each system), training.csv (a row
+    for each logged update) and, where there are probes, layers.csv (how much of each layer each one reads). The metrics
+    returned are named system.score.
     """
     import json
 
+    from sonorant.artifacts import read_record
     from sonorant.data.corpus import read_corpus
     from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
@@ -25,9 +27,10 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
 
     utterances = read_corpus(corpus, config.split, config.source)
     everything = read_corpus(corpus)
-    training = [utterance for utterance in everything if utterance.split == "train"]
+    digest = read_record(corpus, "corpus")["digest"]
     scored = [
-        score(config, contender, utterances) for contender in contenders(config, model, previous, utterances, training)
+        score(config, contender, utterances)
+        for contender in contenders(config, model, previous, utterances, everything, digest)
     ]
     journal = read_journal(model / "journal.jsonl")
     page = describe(config, corpus, model, scored, utterances, everything, journal)
@@ -37,5 +40,13 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     write_estimates(report, page.systems)
     write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
     write_csv(report / "training.csv", journal)
+    shares = [(system.key, probe, found) for system in page.systems for probe, found in system.shares.items()]
+    rows = [
+        {"system": system, "probe": probe, "layer": layer, "share": float(share)}
+        for system, probe, found in shares
+        for layer, share in enumerate(found)
+    ]
+    if rows:
+        write_csv(report / "layers.csv", rows)
     print_table(page, report)
     return {f"{name}.{key}": value for name, scores in metrics.items() for key, value in scores.items()}

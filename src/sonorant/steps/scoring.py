@@ -25,7 +25,9 @@ from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.changing import measure_changes
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
+from sonorant.steps.probing import Probed, measure_probes
 from sonorant.steps.searching import Hunt, Pairs, hunt
+from sonorant.steps.states import Layers, layers_of, layers_of_mfcc
 
 CODEBOOK_FRAMES = 500_000
 """Training frames that a baseline's codebook is fitted on."""
@@ -47,6 +49,7 @@ class Contender:
     num_units: int
     hunt: Hunt | None = None
     changes: Mapping[str, Estimate] = field(default_factory=dict)
+    probed: Probed = field(default_factory=Probed)
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,45 @@ def contenders(
     model: Path,
     previous: Path | None,
     utterances: Sequence[Utterance],
-    training: Sequence[Utterance],
+    everything: Sequence[Utterance],
+    corpus: str,
 ) -> Iterator[Contender]:
-    """The model, then its baselines, each made when it is asked for: MFCC, the same without each utterance's mean, the
-    untrained encoder and the previous model.
+    """The model, then its baselines, each made when it is asked for: those that are configured and the previous model.
 
-    A baseline without a codebook of its own gets one of the model's size, fitted on `training`: MFCC are
-    clustered as they are, as HuBERT does, the untrained encoder's frames scaled and centred as the model's are.
+    `corpus` is the digest of the corpus of `everything`. A baseline without a codebook of its own gets one of the
+    model's size, fitted on the train split: MFCC are clustered as they are, as HuBERT does, the untrained encoder's
+    frames scaled and centred as the model's are.
     """
     speech = load(model)
     assert speech.codebook is not None
     pairs = None if speech.gallery is None else Pairs.among(speech.gallery.rows, utterances)
-    yield published(config, "model", "this model", speech, utterances, pairs)
+
+    def probed(layers: Layers, contender: Contender) -> Contender:
+        found = measure_probes(config, layers, everything, corpus, f"evaluate: {contender.name}")
+        return replace(contender, probed=found)
+
+    def published(key: str, name: str, speech: Speech) -> Contender:
+        return probed(layers_of(speech), as_contender(config, key, name, speech, utterances, pairs))
+
+    yield published("model", "this model", speech)
+    if config.baselines:
+        training = [utterance for utterance in everything if utterance.split == "train"]
+        for found, layers in baselines(config, model, speech, utterances, training):
+            yield probed(layers, found)
+    if previous is not None:
+        yield published("previous", "previous model", load(previous))
+
+
+def baselines(
+    config: EvaluateConfig,
+    model: Path,
+    speech: Speech,
+    utterances: Sequence[Utterance],
+    training: Sequence[Utterance],
+) -> Iterator[tuple[Contender, Layers]]:
+    """The configured ones, and what makes their layers: MFCC, the same without each utterance's mean, and the untrained
+    encoder."""
+    assert speech.codebook is not None
     drawn = draw_utterances(training, CODEBOOK_FRAMES, config.seed)
     is_scaled, is_centred = bool((speech.codebook.scale != 1).any()), speech.codebook.centred
     num_units = speech.num_units
@@ -88,25 +118,31 @@ def contenders(
     def mfcc(utterances: Sequence[Utterance], label: str) -> Iterator[Frames]:
         return counted(mfcc_of(utterances, num_threads(config)), utterances, label)
 
-    seen = list(mfcc(drawn, "evaluate: MFCC, training"))
-    features = by_id(utterances, mfcc(utterances, "evaluate: MFCC"))
-    detail = f"39 dimensions; {num_units} units fitted here on the train split"
-    yield contender("mfcc", "MFCC", detail, features, fit(seen))
-    features = {name: centre_frames(frames) for name, frames in features.items()}
-    detail = "the same without each utterance's mean"
-    yield contender("mfcc_centred", "MFCC, centred", detail, features, fit(seen, centred=True))
+    if {"mfcc", "mfcc_centred"} & set(config.baselines):
+        seen = list(mfcc(drawn, "evaluate: MFCC, training"))
+        features = by_id(utterances, mfcc(utterances, "evaluate: MFCC"))
+        if "mfcc" in config.baselines:
+            detail = f"39 dimensions; {num_units} units fitted here on the train split"
+            yield (
+                contender("mfcc", "MFCC", detail, features, fit(seen)),
+                layers_of_mfcc(num_threads(config), centred=False),
+            )
+        if "mfcc_centred" in config.baselines:
+            features = {name: centre_frames(frames) for name, frames in features.items()}
+            detail = "the same without each utterance's mean"
+            yield (
+                contender("mfcc_centred", "MFCC, centred", detail, features, fit(seen, centred=True)),
+                layers_of_mfcc(num_threads(config), centred=True),
+            )
+    if "untrained" in config.baselines:
+        untrained = load_untrained(model, config.seed)
+        codebook = fit(embedded(untrained, drawn, "evaluate: untrained encoder, training"), is_scaled, is_centred)
+        features = by_id(utterances, embedded(untrained, utterances, "evaluate: untrained encoder"))
+        detail = f"the same architecture and layer with random weights; {num_units} units fitted here"
+        yield contender("untrained", "untrained", detail, features, codebook), layers_of(untrained)
 
-    untrained = load_untrained(model, config.seed)
-    codebook = fit(embedded(untrained, drawn, "evaluate: untrained encoder, training"), is_scaled, is_centred)
-    features = by_id(utterances, embedded(untrained, utterances, "evaluate: untrained encoder"))
-    detail = f"the same architecture and layer with random weights; {num_units} units fitted here"
-    yield contender("untrained", "untrained", detail, features, codebook)
 
-    if previous is not None:
-        yield published(config, "previous", "previous model", load(previous), utterances, pairs)
-
-
-def published(
+def as_contender(
     config: EvaluateConfig, key: str, name: str, speech: Speech, utterances: Sequence[Utterance], pairs: Pairs | None
 ) -> Contender:
     """A published model as a contender."""
@@ -153,14 +189,14 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     use = measure_use(units, sum(utterance.seconds for utterance in utterances))
     scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
     scores |= {name: value for name, value in asdict(use).items() if name != "num_active"}
-    estimates = {**contender.changes}
+    estimates = {**contender.changes, **contender.probed.estimates}
     scores |= {name: change.value for name, change in estimates.items()}
     if contender.hunt:
         scores |= contender.hunt.scores
         estimates |= contender.hunt.estimates
     aligned = {u.id: u.phones for u in utterances if u.phones is not None}
     if not aligned:
-        system = System(contender.key, contender.name, contender.detail, scores, estimates)
+        system = System(contender.key, contender.name, contender.detail, scores, estimates, contender.probed.shares)
         return Scored(system, None, (), contender.hunt)
     labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
     joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
@@ -173,7 +209,7 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
     errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
     estimates = errors | estimates
     scores = {name: error.value for name, error in errors.items()} | scores
-    system = System(contender.key, contender.name, contender.detail, scores, estimates)
+    system = System(contender.key, contender.name, contender.detail, scores, estimates, contender.probed.shares)
     return Scored(system, joint, missing, contender.hunt)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sonorant.data.frames import FRAME_SECONDS, SAMPLE_RATE, frame_centres
 from sonorant.evaluation.abx.items import SILENCE
+from sonorant.evaluation.measures import System
 from sonorant.evaluation.report.page import escape, in_scroller
 from sonorant.evaluation.report.parts import Example, Search, Shown
 from sonorant.evaluation.units import Joint, collapse
@@ -87,6 +89,26 @@ def training_curves(journal: Iterable[Mapping[str, Any]]) -> dict[str, tuple[lis
                 updates.append(float(entry["update"]))
                 values.append(float(value))
     return curves
+
+
+def layer_panels(systems: Sequence[System]) -> str:
+    """How much each probe reads of each layer, of the systems that have several; nothing where none was probed."""
+    several = [system for system in systems if any(len(shares) > 1 for shares in system.shares.values())]
+    images = []
+    for probe in dict.fromkeys(name for system in several for name in system.shares):
+        figure = _figure(3.8, 2.5)
+        axes = figure.add_subplot()
+        own = [system for system in several if probe in system.shares]
+        for system, colour, style in zip(own, cycle(LINES), cycle(STYLES), strict=False):
+            shares = system.shares[probe]
+            axes.plot(range(len(shares)), shares, style, marker="o", markersize=3, color=colour, label=system.name)
+        axes.set(xlabel="layer", title=f"{probe}: share of the weighted sum")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        if len(own) > 1:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+        images.append(_image(figure, f"Weight of each layer in the probe of {probe}"))
+    return f'<div class="panels">{"".join(images)}</div>' if images else ""
 
 
 def heat_map(joint: Joint | None) -> str:
