@@ -38,7 +38,18 @@ ARROWS = {
     "steps": LIBRARY | {"params", "artifacts", "launch"},
     "params": {"config"},
     "client": set(),
-    "release": {"artifacts", "config", "params", "store", "client", "inference", "data"},
+    "release": {
+        "artifacts",
+        "config",
+        "params",
+        "store",
+        "client",
+        "inference",
+        "data",
+        # What a report holds of each utterance, and what of a difference that shows.
+        "evaluation.estimates",
+        "evaluation.intervals",
+    },
     "cli": {"steps", "config", "params", "client", "store", "data"},
     "__main__": {"cli"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from sonorant.config.section import Section, Share
@@ -11,11 +13,17 @@ class GateConfig(Section):
     """How much worse than the model in service a new one may measure and still replace it.
 
     The defaults are twice the standard deviation over seeds of one recipe (PNMI .004, ABX error .005, LOG.md): what
-    differs by less may have been luck.
+    differs by less may have been the seed's luck. `evidence` is of the luck of the test's utterances.
     """
 
     max_pnmi_loss: Share = Field(0.01, description="by how much PNMI may be lower")
     max_abx_rise: Share = Field(0.01, description="by how much each ABX error may be higher")
+    evidence: Literal["interval", "value"] = Field(
+        "interval",
+        description="what it takes to fail. interval: all of the interval of 95 % of the difference, over draws of the "
+        "utterances that both were measured on, is worse than that; few utterances show little, so little fails. "
+        "value: the difference itself is",
+    )
 
 
 class CanaryConfig(Section):
