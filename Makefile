@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_NUM_THREADS ?= 1
 export SONORANT_RUNS := $(CURDIR)/runs
 
-.PHONY: demo speech test test-all check serve images test-images lock clean
+.PHONY: demo speech study test test-all check serve images test-images lock clean
 
 demo: $(INSTALLED) ## run the whole workflow on the built-in corpus, to an evaluation report
 	@echo "== dvc repro: prepare, cluster, pretrain, ground, align, publish, evaluate (params.yaml)"
@@ -28,6 +28,12 @@ speech: $(INSTALLED) ## the same steps on recorded speech: ../shared/data, 40 tr
 	sonorant publish $C --corpus $S/corpus --encoder $S/encoder --model $S/model
 	sonorant evaluate $C --corpus $S/corpus --model $S/model --report $S/report-speechocean
 	sonorant evaluate $C --set evaluate.source=timit_sample --corpus $S/corpus --model $S/model --report $S/report-timit
+
+STUDY := sonorant study --jobs $(shell nproc) --folder build/study
+study: $(INSTALLED) ## what five papers claim, tested again on ../shared/data: an hour and a half on two cores, resumable
+	$(STUDY) targets granularity online-clustering --config recipes/runs/study.yaml
+	$(STUDY) alignment --config recipes/runs/study.yaml --config recipes/runs/transcripts.yaml
+	$(STUDY) schedules --config recipes/runs/digits.yaml
 
 test: $(INSTALLED) ## lint, types and every test that is not marked slow
 	@echo "== ruff, mypy"

@@ -5,8 +5,8 @@ A configuration file has one section per step. Given several, later ones overrid
 takes the section of a step that the second round runs again with what `second` changes of it.
 
 `sonorant embed` is no step: it sends audio files to the embedding server. Nor is `sonorant compare`: it lays what
-`evaluate` wrote of several models side by side. Nor is `sonorant store`: it brings artifacts to an object store and
-back.
+`evaluate` wrote of several models side by side; nor `sonorant study`, which runs steps. Nor is `sonorant store`: it
+brings artifacts to an object store and back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def make_app() -> Typer:
-    """Every step as a command, `compare`, `embed`, and the commands of `store`."""
+    """Every step as a command, `compare`, `study`, `embed`, and the commands of `store`."""
     import typer
 
     from sonorant.steps import SHARED, STEPS
@@ -46,7 +46,8 @@ def make_app() -> Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
     for step in (SHARED | STEPS).values():
         app.command(step.name, help=step.summary)(command(step))
-    app.command("compare")(compare_command())
+    app.command("compare")(told_command("compare", "nothing was written"))
+    app.command("study")(told_command("study", "finished runs are kept in its --folder"))
     app.command("embed")(embed_command())
     app.add_typer(store_app(), name="store")
     return app
@@ -63,15 +64,17 @@ def need(extra: str, *modules: str) -> None:
             sys.exit(f"sonorant: found no module {error.name or module}, {wanted}")
 
 
-def compare_command() -> Callable[..., None]:
-    """`sonorant compare`, with its faults on one line."""
-    from sonorant.cli.compare import compare
+def told_command(name: str, kept: str) -> Callable[..., None]:
+    """`sonorant compare` or `sonorant study`, with its faults on one line; `kept` says where finished work is."""
+    function: Callable[..., None] = getattr(importlib.import_module(f"sonorant.cli.{name}"), name)
 
-    @functools.wraps(compare)
+    @functools.wraps(function)
     def call(**given: Any) -> None:
         need("train", "matplotlib", "rich")
-        with one_line("compare", "nothing was written"):
-            compare(**given)
+        # Whoever is told to end stops the steps that it has started.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with one_line(name, kept):
+            function(**given)
 
     return call
 

@@ -62,6 +62,7 @@ class ProbeConfig(Section):
 class EvaluateConfig(Section):
     """What is measured, on whom."""
 
+    label: str = Field("", description="what the report is called beside others: in a study, its arm and seed")
     split: Split = "test"
     source: str | None = Field(None, description="only this source's utterances; None: all")
     abx_max_items: int = Field(10, ge=2, description="items drawn per phone, context and speaker")

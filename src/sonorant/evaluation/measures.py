@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -55,6 +55,10 @@ MEASURES: Mapping[str, Sequence[Measure]] = {
         Measure("unit_edits_noise", "in white noise at 10 dB", "lower"),
         Measure("unit_edits_room", "in a room that rings for 0.4 s", "lower"),
     ],
+    "Online codes at the end of training": [
+        Measure("training_active_codes", "codes that are hit", "higher", 1),
+        Measure("training_perplexity", "perplexity", "higher", 1),
+    ],
     "Units alone": [
         Measure("num_units", "units in the codebook", decimals=0),
         Measure("active_units", "units that occur", decimals=0),
@@ -73,6 +77,15 @@ RETRIEVAL: Mapping[str, Sequence[Measure]] = {
     for way, way_name in {"speech_to_image": "Speech to image", "image_to_speech": "Image to speech"}.items()
     for kind, kind_name in {"": "its own", "_by_class": "any with the same words"}.items()
 }
+WHERE_ALONE = {"ABX error of features": "ABX error", **{group: group for group in RETRIEVAL}}
+"""What must be said of a measure where its group is not named."""
+EVERY_MEASURE = {
+    measure.key: replace(measure, name=f"{WHERE_ALONE[group]}, {measure.name}") if group in WHERE_ALONE else measure
+    for groups in (MEASURES, RETRIEVAL)
+    for group, measures in groups.items()
+    for measure in measures
+}
+"""By key, under names that stand alone."""
 HEADLINES = {
     "abx_across_any": "ABX error, across speakers, any context",
     "abx_within_any": "ABX error, within speakers, any context",

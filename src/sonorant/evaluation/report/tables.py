@@ -8,6 +8,7 @@ from typing import Any
 
 from sonorant.evaluation.intervals import bootstrap, difference
 from sonorant.evaluation.measures import (
+    EVERY_MEASURE,
     HEADLINES,
     MEASURES,
     RETRIEVAL,
@@ -28,17 +29,16 @@ PURITIES = '<p class="small">Purities rise with the number of units: compare the
 def headline_tiles(systems: Sequence[System]) -> str:
     """The first system's most telling scores, large, with the others' beneath."""
     ours, baselines = systems[0], systems[1:]
-    measures = {m.key: m for groups in (MEASURES, RETRIEVAL) for group in groups.values() for m in group}
     tiles = []
     for key, title in HEADLINES.items():
         if key not in ours.scores:
             continue
         others = ", ".join(
-            f"{escape(s.name)} {show_score(measures[key], s.scores[key])}" for s in baselines if key in s.scores
+            f"{escape(s.name)} {show_score(EVERY_MEASURE[key], s.scores[key])}" for s in baselines if key in s.scores
         )
         tiles.append(
             f'<div class="tile"><div class="what">{escape(title)}</div>'
-            f'<div class="value">{show_score(measures[key], ours.scores[key])}</div>'
+            f'<div class="value">{show_score(EVERY_MEASURE[key], ours.scores[key])}</div>'
             f'<div class="others">{others}</div></div>'
         )
     return f'<div class="tiles">{"".join(tiles)}</div>'

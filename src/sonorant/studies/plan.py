@@ -1,0 +1,131 @@
+"""What a study must run: every step of every arm and seed, as a graph in which equal work is one piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sonorant.config import SECTIONS
+from sonorant.config.study import Arm, StudyConfig
+from sonorant.params import merged, parse_rounds, parse_section, parse_takes, read_yaml, second_values
+
+OUTPUTS = {
+    "prepare": "corpus",
+    "cluster": "units",
+    "pretrain": "encoder",
+    "ground": "grounded",
+    "align": "aligned",
+    "publish": "model",
+    "evaluate": "report",
+}
+"""What each step makes."""
+ELSEWHERE = "elsewhere"
+"""Beside the steps' sections: `prepare` and `evaluate` of another corpus, on which every model is measured too."""
+SEEDED = ("pretrain", "ground", "align")
+"""The steps that a run's seed goes to; what is fitted to measure them is the same for all."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step on these values and inputs; two pieces with the same key make the same."""
+
+    step: str
+    values: Mapping[str, Any]
+    inputs: Mapping[str, Work] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """A name for what it makes."""
+        inputs = {name: work.key for name, work in self.inputs.items()}
+        told = json.dumps([self.step, self.values, inputs], sort_keys=True, default=str)
+        return f"{self.step}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+    def needed(self) -> Iterator[Work]:
+        """Everything it needs, and itself last."""
+        for work in self.inputs.values():
+            yield from work.needed()
+        yield self
+
+
+def read_study(path: Path) -> StudyConfig:
+    """The study in a file; ValueError on one line with every fault in it."""
+    study = parse_section(path.stem, StudyConfig, read_yaml(path))
+    assert isinstance(study, StudyConfig)
+    return study
+
+
+def params_of(arm: Arm, beside: Path, params: Mapping[str, Any], begins: str) -> dict[str, Any]:
+    """The sections of an arm: the common ones, its recipe's, its own; each laid over those before.
+
+    `beside` is the study's folder. Of a recipe only the phases count where grounding begins from nothing: all else is
+    the common setting's, so that arms differ in their objective alone.
+    """
+    recipe = read_yaml(beside / arm.recipe) if arm.recipe else {}
+    found = merged([params, recipe, arm.params])
+    if begins == "ground":
+        found["ground"] = {**found["ground"], "encoder": found["pretrain"]["encoder"]}
+        found["takes"] = {**found.get("takes", {}), "publish": "grounded"}
+    return found
+
+
+def reports_of(name: str, params: Mapping[str, Any], seed: int, begins: str) -> list[Work]:
+    """The work whose reports say how an arm does with a seed: on its corpus and, where there is one, elsewhere.
+
+    Two rounds share the updates of one. Raises ValueError where a section is not what its step wants.
+    """
+    takes, is_twice = parse_takes(params), parse_rounds(params).rounds == 2
+
+    def work(step: str, values: Mapping[str, Any], **inputs: Work) -> Work:
+        seeded = {**values, "seed": seed} if step in SEEDED else dict(values)
+        parse_section(step, SECTIONS[step], seeded)
+        return Work(step, seeded, inputs)
+
+    def section(step: str) -> Mapping[str, Any]:
+        if step not in params:
+            raise ValueError(f"study: found no section {step} for the arm {name}, wanted one: add it to a --config")
+        values: Mapping[str, Any] = params[step] or {}
+        return values
+
+    corpus = work("prepare", section("prepare"))
+    units = work("cluster", section("cluster"), corpus=corpus)
+    made: dict[str, Work] = {}
+    if begins == "ground":
+        made["grounded"] = work("ground", section("ground"), corpus=corpus, units=units)
+    else:
+        first = section("pretrain")
+        second = second_values("pretrain", params) if is_twice else {}
+        if is_twice:
+            first, second = halved(first), halved(second)
+        made["encoder"] = work("pretrain", first, corpus=corpus, units=units)
+        if is_twice:
+            units = work("cluster", second_values("cluster", params), corpus=corpus, encoder=made["encoder"])
+            made["encoder"] = work("pretrain", second, corpus=corpus, units=units)
+        if "ground" in takes.steps:
+            given = {"corpus": corpus, "units": units, "encoder": made["encoder"]}
+            made["grounded"] = work("ground", section("ground"), **given)
+    if "align" in takes.steps:
+        given = {"corpus": corpus, "units": units, "encoder": made[takes.align]}
+        made["aligned"] = work("align", section("align"), **given)
+    model = work("publish", section("publish"), corpus=corpus, encoder=made[takes.publish])
+    label = {"label": f"{name}/{seed}"}
+    reports = [work("evaluate", {**section("evaluate"), **label}, corpus=corpus, model=model)]
+    if ELSEWHERE in params:
+        other = work("prepare", params[ELSEWHERE]["prepare"])
+        measured = {**params[ELSEWHERE].get("evaluate", {}), **label}
+        reports.append(work("evaluate", measured, corpus=other, model=model))
+    return reports
+
+
+def halved(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section with half of its updates: two rounds make as many as one does in the other arms."""
+    return {**values, "num_updates": max(1, values["num_updates"] // 2)}
+
+
+def ordered(reports: Sequence[Work]) -> list[Work]:
+    """All that these need, each piece once, in an order in which it can be done."""
+    return list({work.key: work for report in reports for work in report.needed()}.values())

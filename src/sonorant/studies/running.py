@@ -1,0 +1,188 @@
+"""A study's work done: so many steps at once, each a process of its own; what is done is not done again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sonorant.params import read_params
+from sonorant.studies.plan import OUTPUTS, Work, ordered, params_of, read_study, reports_of
+
+TICK_SECONDS = 0.2
+PATIENCE_SECONDS = 30.0
+"""For a step that was told to stop to write its checkpoint."""
+Say = Callable[[str], None]
+
+
+def place_of(work: Work, folder: Path) -> Path:
+    """Where what it makes lies."""
+    return folder / "work" / work.key
+
+
+def is_done(work: Work, folder: Path) -> bool:
+    """Whether it is there, whole: steps put it in place when it is."""
+    return (place_of(work, folder) / "artifact.json").is_file()
+
+
+def run_all(works: Sequence[Work], folder: Path, num_jobs: int, say: Say) -> dict[str, str]:
+    """Do what is missing, in this order where inputs allow; returns, by key, why some of it could not be done.
+
+    What needs something that failed is left out. Stopped at any instant, the same call goes on: finished work is kept,
+    and steps that train go on from their checkpoints.
+    """
+    import yaml
+
+    for name in ("work", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    waiting = [work for work in works if not is_done(work, folder)]
+    say(f"{len(works)} pieces of work, {len(works) - len(waiting)} of them done before")
+    failed: dict[str, str] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Work, float]] = {}
+    began, num_finished, num_missing = time.monotonic(), 0, len(waiting)
+
+    def start(work: Work) -> None:
+        config = folder / "work" / f"{work.key}.yaml"
+        config.write_text(yaml.safe_dump({work.step: dict(work.values)}, sort_keys=False))
+        with (folder / "logs" / f"{work.key}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command_of(work, config, folder), env=environment(folder), stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        running[process] = (work, time.monotonic())
+
+    try:
+        while waiting or running:
+            for work in [one for one in waiting if blocked_by(one, failed)]:
+                failed[work.key] = failed[blocked_by(work, failed)]
+                waiting.remove(work)
+            ready = [one for one in waiting if all(is_done(need, folder) for need in one.inputs.values())]
+            for work in ready[: num_jobs - len(running)]:
+                waiting.remove(work)
+                start(work)
+            for process in [one for one in running if one.poll() is not None]:
+                work, since = running.pop(process)
+                num_finished += 1
+                took, left = time.monotonic() - since, num_missing - num_finished
+                minutes = (time.monotonic() - began) / num_finished * left / 60
+                told = f"[{num_finished}/{num_missing}, about {minutes:.0f} min left] {work.key}: {took:.0f} s"
+                if process.returncode or not is_done(work, folder):
+                    failed[work.key] = last_words(folder / "logs" / f"{work.key}.log")
+                    told += f", failed: {failed[work.key]}"
+                say(told)
+            time.sleep(TICK_SECONDS if running else 0)
+    finally:
+        stop(list(running))
+    return failed
+
+
+def blocked_by(work: Work, failed: Mapping[str, str]) -> str:
+    """The key of an input that could not be made; empty where there is none."""
+    return next((need.key for need in work.inputs.values() if need.key in failed), "")
+
+
+def command_of(work: Work, config: Path, folder: Path) -> list[str]:
+    """The step as a command line, which may as well be given by hand."""
+    paths = {name: place_of(need, folder) for name, need in work.inputs.items()}
+    paths[OUTPUTS[work.step]] = place_of(work, folder)
+    given = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    return [sys.executable, "-m", "sonorant", work.step, "--config", str(config), *given]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """One thread a process: as many steps run at once as there are cores for."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "SONORANT_RUNS": str(folder / "runs")}
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log, which is where a step says why it ended."""
+    lines = log.read_text("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Have steps write their checkpoints and end; what does not is killed."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# ------------------------------------------------------------------------------------------------ whole studies
+
+
+def run_studies(
+    names: Sequence[str],
+    configs: Sequence[Path],
+    overrides: Sequence[str],
+    folder: Path,
+    num_jobs: int,
+    seeds: Sequence[int] | None,
+) -> None:
+    """Run studies by name or file, write each one's findings and the page of all that lie in the folder.
+
+    Raises ValueError where a study or a section is not what it should be, before anything is run, or where no run of a
+    study has come through.
+    """
+    from sonorant.evaluation.report.study import as_markdown, render_studies
+    from sonorant.steps.weigh import FILE, read_findings, weighed_of, write_findings
+
+    paths = [path_of(name) for name in names]
+    studies = {path.stem: read_study(path) for path in paths}
+    common = read_params(configs, overrides)
+    reports: dict[str, dict[str, list[Work]]] = {}
+    for path in paths:
+        study = studies[path.stem]
+        arms = {key: params_of(arm, path.parent, common, study.begins) for key, arm in study.arms.items()}
+        # Seed by seed, arm by arm: whatever else the machine does falls on all alike.
+        reports[path.stem] = {
+            f"{key}/{seed}": reports_of(key, params, seed, study.begins)
+            for seed in (study.seeds if seeds is None else seeds)
+            for key, params in arms.items()
+        }
+    wanted = [work for runs in reports.values() for works in runs.values() for work in works]
+    failed = run_all(ordered(wanted), folder, num_jobs, say)
+    for name, study in studies.items():
+        done = [w for works in reports[name].values() for w in works if all(is_done(one, folder) for one in works)]
+        lost = {
+            run: next(failed[w.key] for w in works if w.key in failed)
+            for run, works in reports[name].items()
+            if any(work.key in failed for work in works)
+        }
+        if not done:
+            raise ValueError(f"study {name}: found no run that came through ({next(iter(lost.values()))}): mend that")
+        weighed = weighed_of(study, name, [place_of(work, folder) for work in done], lost)
+        (folder / "findings" / name).mkdir(parents=True, exist_ok=True)
+        write_findings(folder / "findings" / name, weighed)
+    found = [read_findings(path.parent) for path in sorted((folder / "findings").glob(f"*/{FILE}"))]
+    (folder / "study.html").write_text(render_studies(found))
+    (folder / "study.md").write_text(as_markdown(found))
+    for weighed in found:
+        if weighed.name in studies:
+            print(f"{weighed.name}: {weighed.verdict}")
+            for f in weighed.findings:
+                value, low, high = (f"{number:+.{f.measure.decimals}f}" for number in (f.value, f.low, f.high))
+                print(f"  {f.says}, by {f.measure.name}: {value} ({low} … {high}): {f.verdict}")
+    print(f"page: {folder / 'study.html'}")
+
+
+def say(line: str) -> None:
+    """Progress, beside what the command prints."""
+    print(f"study: {line}", file=sys.stderr, flush=True)
+
+
+def path_of(name: str) -> Path:
+    """The file of a study: one of recipes/studies below this folder, or the path itself."""
+    for path in (Path("recipes") / "studies" / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in Path("recipes/studies").glob("*.yaml"))
+    raise ValueError(f"study: found no study {name}, wanted a file or one of {known}: check it, or go to the checkout")
