@@ -11,8 +11,9 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     """Measure the published model against its baselines.
 
     Writes report.html, metrics.json (system, score, value), estimates.npz (what each utterance has to do with a
-    score; `sonorant compare` reads it) and, for DVC's plots, scores.csv (a row for each system) and training.csv (a row
-    for each logged update). The metrics returned are named system.score.
+    score; `sonorant compare` reads it), where there are phones confusion.csv (which the model's units take for which)
+    and, for DVC's plots, scores.csv (a row for each system) and training.csv (a row for each logged update). The
+    metrics returned are named system.score.
     """
     import json
 
@@ -20,7 +21,7 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
     from sonorant.steps.scoring import contenders, score
-    from sonorant.steps.summary import describe, print_table, write_csv
+    from sonorant.steps.summary import describe, list_confusions, print_table, write_csv
     from sonorant.training.journal import read_journal
 
     utterances = read_corpus(corpus, config.split, config.source)
@@ -37,5 +38,7 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     write_estimates(report, page.systems)
     write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
     write_csv(report / "training.csv", journal)
+    if page.joint is not None and page.joint.num_frames:
+        write_csv(report / "confusion.csv", list_confusions(page.joint))
     print_table(page, report)
     return {f"{name}.{key}": value for name, scores in metrics.items() for key, value in scores.items()}
