@@ -104,7 +104,7 @@ def test_mfcc_tells_phones_apart_better_than_chance(evaluated: tuple[Path, dict[
 def test_the_page_is_whole_and_loads_nothing(evaluated: tuple[Path, dict[str, float]]) -> None:
     page = (evaluated[0] / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)|url\((?!data:)|@import|<script|<link""", page)
-    assert page.count("<figure>") == 1 + 2  # the heat map and two utterances
+    assert page.count("<figure>") == 2 + 2  # two heat maps and two utterances
     assert "synthetic: absolute scores on it say little" in page
     assert "made by the test with seed 1" in page
     for name in ("this model", "MFCC", "MFCC, centred", "untrained", "previous model"):
@@ -119,6 +119,19 @@ def test_tables_for_dvc(evaluated: tuple[Path, dict[str, float]]) -> None:
     assert float(rows[1]["pnmi"]) == metrics["mfcc.pnmi"]
     with (report / "training.csv").open() as file:
         assert [float(row["loss"]) for row in csv.DictReader(file)] == [5.0, 2.5, 5 / 3]
+
+
+def test_what_is_heard_of_each_phone_sums_to_its_frames(evaluated: tuple[Path, dict[str, float]]) -> None:
+    report, metrics = evaluated
+    with (report / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["phone", "heard_as", "share", "frames"]
+    for phone in {row["phone"] for row in rows}:
+        own = [row for row in rows if row["phone"] == phone]
+        # Shares are float64 near 1.
+        assert sum(float(row["share"]) for row in own) == pytest.approx(1, abs=1e-12)
+    right = sum(int(row["frames"]) for row in rows if row["phone"] == row["heard_as"])
+    assert right / sum(int(row["frames"]) for row in rows) == pytest.approx(metrics["model.phone_purity"], abs=1e-12)
 
 
 def test_twice_gives_the_same_bytes(
@@ -147,6 +160,7 @@ def test_without_phones_the_rest_remains(
     said = " ".join(capsys.readouterr().out.split())
     assert "None of the evaluated utterances has phones: ABX errors, PNMI and purities are left out." in said
     assert f"report: {tmp_path / 'report' / 'report.html'}" in said
+    assert not (tmp_path / "report" / "confusion.csv").exists()
     assert "absolute scores" not in (tmp_path / "report" / "report.html").read_text()
 
 

@@ -101,8 +101,8 @@ def read(page: str) -> Balanced:
 
 def test_the_page_is_well_formed_and_its_pictures_are_inside() -> None:
     images = read(render(make_report())).images
-    # Three training panels fold loss and units/loss into one: 2, the heat map, two utterances, a histogram.
-    assert len(images) == 2 + 1 + 2 + 1
+    # Three training panels fold loss and units/loss into one: 2, two heat maps, two utterances, a histogram.
+    assert len(images) == 2 + 2 + 2 + 1
     for image in images:
         kind, data = str(image["src"]).split(",", 1)
         assert kind == "data:image/svg+xml;base64"
@@ -187,6 +187,14 @@ def test_units_are_sorted_by_the_phone_they_stand_for() -> None:
     assert units.tolist() == [3, 0, 2]  # of SIL, n, ah; unit 1 never occurs
     assert np.allclose(shares.sum(axis=0), 1, atol=1e-12)  # each column is a distribution
     assert shares[:, 0].tolist() == [0.8, 0.2, 0.0]
+
+
+def test_the_phones_that_are_confused_most_are_named() -> None:
+    joint = Joint(("<b>", "n", "s"), np.array([[60, 0, 20], [9, 40, 0], [0, 0, 100]]))
+    page = render(Report("t", [System("model", "this model", "d", {"pnmi": 0.5})], joint=joint))
+    # n has 49 frames, too few to name.
+    assert "Confused most, of phones of a second or more: &lt;b&gt; heard as s: 25 %.</p>" in page
+    assert "Confused most" not in render(make_report())  # 16 frames in all
 
 
 def test_curves_keep_the_updates_at_which_a_number_was_logged() -> None:

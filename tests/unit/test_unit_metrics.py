@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 
-from sonorant.evaluation.units import Joint, collapse, count_edits, estimate_pnmi, estimate_purities, measure_use
+from sonorant.evaluation.units import (
+    Joint,
+    collapse,
+    confuse,
+    count_edits,
+    estimate_pnmi,
+    estimate_purities,
+    measure_use,
+)
 
 EXACT = 1e-12  # a handful of float64 additions of numbers below 10
 
@@ -39,6 +47,24 @@ def test_purities_and_pnmi_of_a_table_by_hand() -> None:
     # in bits 3/8 · 1 + 1/8 log2(2/5) + 1/2 log2(8/5).
     bits = 3 / 8 + np.log2(2 / 5) / 8 + np.log2(8 / 5) / 2
     assert table.pnmi == pytest.approx(bits, abs=EXACT)
+
+
+def test_phones_are_heard_as_what_their_units_stand_for() -> None:
+    # Units stand for a, c, c, nothing (it never occurs) and, evenly of a and b, for b, which is more frequent.
+    confusion = confuse(Joint(("a", "b", "c"), np.array([[3, 0, 1, 0, 2], [1, 0, 6, 0, 2], [0, 4, 7, 0, 1]])))
+    assert confusion.phones == ("c", "b", "a")  # 12, 9 and 6 frames
+    assert confusion.frames.tolist() == [[11, 1, 0], [6, 2, 1], [1, 2, 3]]
+    shares = [[11 / 12, 1 / 12, 0], [6 / 9, 2 / 9, 1 / 9], [1 / 6, 2 / 6, 3 / 6]]
+    assert np.allclose(confusion.shares, shares, atol=EXACT)
+    assert confusion.largest(3, 1) == [("b", "c", 6 / 9), ("a", "b", 2 / 6), ("a", "c", 1 / 6)]
+    assert confusion.largest(2, 9) == [("b", "c", 6 / 9), ("b", "a", 1 / 9)]
+    assert confusion.largest(9, 12) == [("c", "b", 1 / 12)]  # what is never heard is not named
+    assert confusion.largest(9, 13) == []
+
+
+def test_a_phone_without_frames_is_heard_as_nothing() -> None:
+    confusion = confuse(joint([[0, 0], [5, 2]]))
+    assert (confusion.phones, confusion.shares.tolist()) == (("b", "a"), [[1.0, 0.0], [0.0, 0.0]])
 
 
 def test_extremes() -> None:

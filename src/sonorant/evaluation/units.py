@@ -111,6 +111,41 @@ def estimate_purities(
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """How each phone is heard where every unit is heard as its most frequent phone: frames (Y, Y), a row for what was
+    said, a column for what was heard, both in the order of `phones`."""
+
+    phones: tuple[str, ...]
+    frames: NDArray[np.int64]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of the frames of what was said, (Y, Y); a row sums to 1, or to 0 where the phone has no frame."""
+        shares: NDArray[np.float64] = self.frames / np.maximum(1, self.frames.sum(axis=1, keepdims=True))
+        return shares
+
+    def largest(self, count: int, min_frames: int) -> list[tuple[str, str, float]]:
+        """The phones most often heard as another, (said, heard, share), of those that have so many frames."""
+        shares = self.shares
+        np.fill_diagonal(shares, 0.0)
+        shares[self.frames.sum(axis=1) < min_frames] = 0.0
+        places = np.argsort(-shares, axis=None, kind="stable")[:count]
+        cells = [divmod(place, len(self.phones)) for place in places.tolist()]
+        return [(self.phones[y], self.phones[x], float(shares[y, x])) for y, x in cells if shares[y, x] > 0]
+
+
+def confuse(joint: Joint) -> Confusion:
+    """Which phones are heard for which, the most frequent first; `joint` must count a frame.
+
+    A unit that two phones share evenly is heard as the more frequent of them.
+    """
+    order = np.argsort(-joint.counts.sum(axis=1), kind="stable")
+    counts = joint.counts[order]
+    stands_for = np.eye(len(order), dtype=np.int64)[counts.argmax(axis=0)]  # (K, Y)
+    return Confusion(tuple(joint.phones[row] for row in order), counts @ stands_for)
+
+
+@dataclass(frozen=True)
 class UnitUse:
     """What a set of unit sequences costs and how much of the codebook it uses. Bitrates are in bits a second.
 

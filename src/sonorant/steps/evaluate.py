@@ -11,9 +11,9 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     """Measure the published model against its baselines.
 
     Writes report.html, metrics.json (system, score, value), estimates.npz (what each utterance has to do with a
-    score; `sonorant compare` reads it) and, for DVC's plots, scores.csv (a row for each system), training.csv (a row
-    for each logged update) and, where there are probes, layers.csv (how much of each layer each one reads). The metrics
-    returned are named system.score.
+    score; `sonorant compare` reads it), where there are phones confusion.csv (which the model's units take for which),
+    where there are probes layers.csv (how much of each layer each reads) and, for DVC's plots, scores.csv (a row for
+    each system) and training.csv (a row for each logged update). The metrics returned are named system.score.
     """
     import json
 
@@ -22,7 +22,7 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
     from sonorant.steps.scoring import contenders, score
-    from sonorant.steps.summary import describe, print_table, write_csv
+    from sonorant.steps.summary import describe, list_confusions, list_shares, print_table, write_csv
     from sonorant.training.journal import read_journal
 
     utterances = read_corpus(corpus, config.split, config.source)
@@ -40,13 +40,9 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     write_estimates(report, page.systems)
     write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
     write_csv(report / "training.csv", journal)
-    shares = [(system.key, probe, found) for system in page.systems for probe, found in system.shares.items()]
-    rows = [
-        {"system": system, "probe": probe, "layer": layer, "share": float(share)}
-        for system, probe, found in shares
-        for layer, share in enumerate(found)
-    ]
-    if rows:
-        write_csv(report / "layers.csv", rows)
+    if page.joint is not None and page.joint.num_frames:
+        write_csv(report / "confusion.csv", list_confusions(page.joint))
+    if any(system.shares for system in page.systems):
+        write_csv(report / "layers.csv", list_shares(page.systems))
     print_table(page, report)
     return {f"{name}.{key}": value for name, scores in metrics.items() for key, value in scores.items()}

@@ -16,6 +16,7 @@ from sonorant.config import EvaluateConfig
 from sonorant.data.corpus import Utterance, read_waves
 from sonorant.evaluation.measures import MEASURES, RETRIEVAL, System, best_systems, measured, show_score
 from sonorant.evaluation.report import Example, Report
+from sonorant.evaluation.units import Joint, confuse
 from sonorant.inference import Speech, load
 from sonorant.steps.scoring import Scored
 from sonorant.steps.searching import draw_searches
@@ -148,6 +149,21 @@ def count_speech(everything: Sequence[Utterance]) -> list[dict[str, str | int | 
     return rows
 
 
+def list_confusions(joint: Joint) -> list[dict[str, str | int | float]]:
+    """A row for each phone and what some of its frames are heard as: how many, and which share of the phone's."""
+    confusion = confuse(joint)
+    shares = confusion.shares
+    return [
+        {
+            "phone": confusion.phones[said],
+            "heard_as": confusion.phones[heard],
+            "share": float(shares[said, heard]),
+            "frames": int(confusion.frames[said, heard]),
+        }
+        for said, heard in np.argwhere(confusion.frames).tolist()
+    ]
+
+
 def print_table(page: Report, report: Path) -> None:
     """The scores and the page's path, on the terminal and in table.txt."""
     from rich.console import Console
@@ -186,8 +202,18 @@ def show_tables(title: str, systems: Sequence[System], console: Console | None =
         console.print(table)
 
 
+def list_shares(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """A row for each layer that a probe of a system reads."""
+    return [
+        {"system": system.key, "probe": probe, "layer": layer, "share": float(share)}
+        for system in systems
+        for probe, shares in system.shares.items()
+        for layer, share in enumerate(shares)
+    ]
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of numbers under the union of their keys; a key that a row lacks is left empty."""
+    """Rows under the union of their keys; a key that a row lacks is left empty."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")

@@ -97,13 +97,11 @@ def reports_of(name: str, params: Mapping[str, Any], seed: int, begins: str) -> 
     if begins == "ground":
         made["grounded"] = work("ground", section("ground"), corpus=corpus, units=units)
     else:
-        first = section("pretrain")
-        second = second_values("pretrain", params) if is_twice else {}
-        if is_twice:
-            first, second = halved(first), halved(second)
+        first = halved(section("pretrain")) if is_twice else section("pretrain")
         made["encoder"] = work("pretrain", first, corpus=corpus, units=units)
         if is_twice:
             units = work("cluster", second_values("cluster", params), corpus=corpus, encoder=made["encoder"])
+            second = halved(second_values("pretrain", params))
             made["encoder"] = work("pretrain", second, corpus=corpus, units=units)
         if "ground" in takes.steps:
             given = {"corpus": corpus, "units": units, "encoder": made["encoder"]}

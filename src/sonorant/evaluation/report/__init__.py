@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import matplotlib
 
 from sonorant.evaluation.measures import MEASURES, RETRIEVAL, System
-from sonorant.evaluation.report.drawings import DRAWING, heat_map, layer_panels, training_panels, utterance_strips
+from sonorant.evaluation.report.drawings import (
+    DRAWING,
+    confusion_map,
+    heat_map,
+    layer_panels,
+    training_panels,
+    utterance_strips,
+)
 from sonorant.evaluation.report.page import make_page
 from sonorant.evaluation.report.parts import Example, Report, Search, Shown
 from sonorant.evaluation.report.tables import (
@@ -31,7 +38,7 @@ def render(report: Report) -> str:
             ("Retrieval", retrieval_table(report)),
             ("What probes read of each layer", layer_panels(report.systems)),
             ("Training", training_panels(report.journal)),
-            ("Units and phones", heat_map(report.joint)),
+            ("Units and phones", heat_map(report.joint) + confusion_map(report.joint)),
             ("Utterances", utterance_strips(report.examples)),
             ("Corpus", corpus_table(report)),
             ("Provenance", provenance_list(report.provenance)),

@@ -19,9 +19,12 @@ from sonorant.evaluation.abx.items import SILENCE
 from sonorant.evaluation.measures import System
 from sonorant.evaluation.report.page import escape, in_scroller
 from sonorant.evaluation.report.parts import Example, Search, Shown
-from sonorant.evaluation.units import Joint, collapse
+from sonorant.evaluation.units import Joint, collapse, confuse
 
 INK, MUTED, RULE, ACCENT = "#1f2328", "#636c76", "#d8dee4", "#2563a8"
+NUM_CONFUSIONS = 5
+CONFUSED_FRAMES = 50
+"""Frames, a second, of a phone whose confusions are named: of fewer a share says little."""
 LAST_CURVES = ("learning_rate", "gradient_norm")
 LINES = (ACCENT, "#c2571a", "#3c8c5a", "#7a4fa3", "#8a6d1d", "#4a8a99")
 STYLES = ("-", "--", ":", "-.")
@@ -116,22 +119,49 @@ def heat_map(joint: Joint | None) -> str:
     if joint is None or not joint.num_frames:
         return '<p class="small">The evaluated utterances have no phones.</p>'
     shares, phones, _ = sort_by_phone(joint)
-    figure = _figure(10, 0.9 + 0.165 * len(phones))
-    axes = figure.add_subplot()
-    axes.grid(False)
-    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_yticks(range(len(phones)), phones, fontsize=8, color=INK)
+    figure, axes = _draw_shares(shares, phones, "share of the unit's frames")
     axes.set_xticks([])
     axes.set_xlabel(f"{shares.shape[1]} units that occur, by their most frequent phone")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01, label="share of the unit's frames")
-    bar.outline.set_visible(False)
     caption = (
         "Each column is a unit: which phones its frames belong to. A unit that stands for one phone has one dark "
         "cell; a phone spread over many units has a long dark step. Phones are ordered by frequency."
     )
     return in_scroller(_image(figure, "Heat map of units against phones"), caption)
+
+
+def confusion_map(joint: Joint | None) -> str:
+    """Which phones the units take for which, and in words where they do so most; nothing where there are no phones."""
+    if joint is None or not joint.num_frames:
+        return ""
+    confusion = confuse(joint)
+    phones = confusion.phones
+    figure, axes = _draw_shares(confusion.shares, phones, "share of the phone's frames")
+    # A column is 9 inches over their number wide, a character of a label about 0.08.
+    turned = 90 if 0.08 * max(map(len, phones)) > 9 / len(phones) else 0
+    axes.set_xticks(range(len(phones)), phones, fontsize=8, color=INK, rotation=turned)
+    axes.set(xlabel="heard", ylabel="said")
+    caption = (
+        "Each row is a phone: which phones it is heard as where every unit is heard as its most frequent phone. What "
+        "is heard right lies on the diagonal; an empty column is a phone that no unit stands for."
+    )
+    worst = confusion.largest(NUM_CONFUSIONS, CONFUSED_FRAMES)
+    listed = "; ".join(f"{said} heard as {heard}: {share:.0%}".replace("%", " %") for said, heard, share in worst)
+    told = f'<p class="small">Confused most, of phones of a second or more: {escape(listed)}.</p>' if worst else ""
+    return in_scroller(_image(figure, "Heat map of phones said against phones heard"), caption) + told
+
+
+def _draw_shares(shares: NDArray[np.float64], phones: Sequence[str], what: str) -> tuple[Figure, Axes]:
+    """Shares (Y, ·) as shades of blue, a row for each phone."""
+    figure = _figure(10, 0.9 + 0.165 * len(phones))
+    axes = figure.add_subplot()
+    axes.grid(False)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_yticks(range(len(phones)), phones, fontsize=8, color=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01, label=what)
+    bar.outline.set_visible(False)
+    return figure, axes
 
 
 def sort_by_phone(joint: Joint) -> tuple[NDArray[np.float64], list[str], NDArray[np.int64]]:
