@@ -8,5 +8,6 @@ from components.ground import ground
 from components.prepare import prepare
 from components.pretrain import pretrain
 from components.publish import publish
+from components.weigh import weigh
 
-__all__ = ["align", "cluster", "convert", "evaluate", "ground", "prepare", "pretrain", "publish"]
+__all__ = ["align", "cluster", "convert", "evaluate", "ground", "prepare", "pretrain", "publish", "weigh"]

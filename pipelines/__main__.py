@@ -15,6 +15,7 @@ from components.image import IMAGE
 from pipelines.canary import CANARY_URL, PRODUCTION_URL, serve_canary
 from pipelines.inspection import ENDED, GOING_ON, await_run, describe_run, find_run
 from pipelines.placing import every_task
+from pipelines.study import graph_for_study
 from pipelines.submission import change_schedule, check_image, list_schedules, schedule_runs, submit_run
 from pipelines.train import graph_for
 from sonorant.config.release import CanaryConfig
@@ -42,6 +43,8 @@ Shares = Annotated[int, typer.Option(min=1, max=10_000, help="pods that prepare 
 Store = Annotated[str, typer.Option(help="s3://BUCKET/PREFIX: a model that passes the gate is released there")]
 Alias = Annotated[str, typer.Option(help="under which it is released: services that follow it take it up")]
 
+Study = Annotated[Path | None, typer.Option(help="of recipes/studies: its arms and seeds instead of the training")]
+
 Candidate = Annotated[str, typer.Option(help="model@sha256:DIGEST or model@ALIAS")]
 StoreUrl = Annotated[str, typer.Option(help="s3://BUCKET or s3://BUCKET/PREFIX", envvar="SONORANT_STORE")]
 Speech = Annotated[str, typer.Option(help="a corpus or a folder of audio, where the pod sees it: below /runs")]
@@ -60,10 +63,11 @@ def compile_pipeline(
     shares: Shares = 1,
     store: Store = "",
     alias: Alias = "production",
+    study: Study = None,
     output: Annotated[Path, typer.Option(help="where the pipeline's IR goes")] = Path("build/train.yaml"),
 ) -> None:
     """Write the pipeline's IR YAML, with the parameters as defaults."""
-    compile_graph(*graph_asked(config, overrides, corpus, shares, store, alias), output)
+    compile_graph(*graph_asked(config, overrides, corpus, shares, store, alias, study), output)
 
 
 @app.command()
@@ -74,12 +78,13 @@ def run(
     shares: Shares = 1,
     store: Store = "",
     alias: Alias = "production",
+    study: Study = None,
     root: Root = Path("build/local"),
     on_this_machine: Local = False,
     cache: Cache = False,
 ) -> None:
     """Run the very same graph on this machine."""
-    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias)
+    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias, study)
     run_here(graph, parameters, root, on_this_machine, cache)
 
 
@@ -92,6 +97,7 @@ def submit(
     shares: Shares = 1,
     store: Store = "",
     alias: Alias = "production",
+    study: Study = None,
     experiment: Experiment = "sonorant",
     name: Name = None,
     namespace: Namespace = None,
@@ -102,7 +108,7 @@ def submit(
 ) -> None:
     """Start a run on a cluster and print its id."""
     check_image(IMAGE, unpinned)
-    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias)
+    graph, parameters = graph_asked(config, overrides, corpus, shares, store, alias, study)
     with tempfile.TemporaryDirectory() as folder:
         package = write_package(graph, parameters, Path(folder) / "sonorant-train.yaml", cache)
         access = {"host": host, "namespace": namespace, "token": token}
@@ -222,10 +228,23 @@ def submit_canary(
 
 
 def graph_asked(
-    config: list[Path], overrides: list[str], corpus: str, shares: int, store: str, alias: str
+    config: list[Path],
+    overrides: list[str],
+    corpus: str,
+    shares: int,
+    store: str,
+    alias: str,
+    study: Path | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The training graph and its parameters, these found valid for every step."""
+    """The training graph, or a study's, and its parameters, these found valid for every step."""
     params = read_params(config, overrides)
+    if study is not None:
+        if corpus or store or shares > 1:
+            raise ValueError(
+                "--study: found --corpus, --shares or --store beside it, wanted none of them: a study prepares its "
+                "corpora and releases nothing"
+            )
+        return graph_for_study(study, params)
     check_params(params)
     return graph_for(params, corpus=corpus, num_shares=shares, store=store, alias=alias)
 

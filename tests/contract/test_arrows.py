@@ -36,6 +36,7 @@ ARROWS = {
     "evaluation": {"data.frames"},
     "launch": {"artifacts", "config"},
     "steps": LIBRARY | {"params", "artifacts", "launch"},
+    "studies": {"steps", "evaluation", "params", "config"},
     "params": {"config"},
     "client": set(),
     "release": {
@@ -50,13 +51,13 @@ ARROWS = {
         "evaluation.estimates",
         "evaluation.intervals",
     },
-    "cli": {"steps", "config", "params", "client", "store", "data"},
+    "cli": {"steps", "studies", "config", "params", "client", "store", "data"},
     "__main__": {"cli"},
 }
 """Rooms of the package and what of it they may import beside themselves."""
 OUTSIDE = {
     "components": {"sonorant.steps", "sonorant.release"},
-    "pipelines": {"components", "sonorant.config", "sonorant.params"},
+    "pipelines": {"components", "sonorant.config", "sonorant.params", "sonorant.studies.plan"},
     "serving": {"sonorant.inference"},
 }
 """Folders that run from the checkout, and what of ours they may import beside themselves."""

@@ -16,14 +16,15 @@ from components.image import IMAGE
 from pipelines.train import graph_for
 from sonorant.config import SECTIONS, Takes
 from sonorant.params import parse_round, parse_section, read_params
-from sonorant.steps import SHARED, STEPS
+from sonorant.steps import SHARED, STEPS, weigh
+from sonorant.steps.component import PAGES
 from tests.compiled import Compiled, Task, check_pinned, compiled
 from tests.workflow import ALL, workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = read_params([ROOT / "params.yaml"])
 GOLDEN = Path(__file__).with_name("train.golden.yaml")
-DECLARED = SHARED | STEPS
+DECLARED = {**SHARED, **STEPS, weigh.name: weigh}
 CORPUS = "s3://speech/corpora/one"
 
 
@@ -86,7 +87,7 @@ def test_a_component_hands_everything_to_its_step_and_holds_no_thought(name: str
     assert ast.unparse(step_import) == f"from sonorant.steps import {name}"
     assert ast.unparse(run_import) == "from sonorant.steps.component import run"
     artifacts = [n for n, role in DECLARED[name].artifacts.items() if role != "scratch"]
-    artifacts += ["page"] if "report" in DECLARED[name].outputs else []
+    artifacts += ["page"] if PAGES.keys() & set(DECLARED[name].outputs) else []
     arguments = ", ".join([name, "config", "metrics", *(f"{a}={a}" for a in artifacts)])
     assert ast.unparse(call) == f"run({arguments})"
     assert " ".join(ast.literal_eval(summary.value).split()) == DECLARED[name].summary

@@ -7,9 +7,22 @@ from sonorant.steps.ground import ground
 from sonorant.steps.prepare import convert, prepare
 from sonorant.steps.pretrain import pretrain
 from sonorant.steps.publish import publish
+from sonorant.steps.weigh import weigh
 
 STEPS = {step.name: step for step in (prepare, cluster, pretrain, ground, align, publish, evaluate)}
 SHARED = {step.name: step for step in (convert,)}
 """What does a part of a step's work, where many machines share it."""
 
-__all__ = ["SHARED", "STEPS", "align", "cluster", "convert", "evaluate", "ground", "prepare", "pretrain", "publish"]
+__all__ = [
+    "SHARED",
+    "STEPS",
+    "align",
+    "cluster",
+    "convert",
+    "evaluate",
+    "ground",
+    "prepare",
+    "pretrain",
+    "publish",
+    "weigh",
+]

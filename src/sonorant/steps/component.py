@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from sonorant.artifacts import read_record
 from sonorant.steps.step import Step
 
+PAGES = {"report": "report.html", "findings": "study.html"}
+"""What Kubeflow shows of an artifact."""
+
 
 class Artifact(Protocol):
     """What is needed of a kfp artifact."""
@@ -37,7 +40,7 @@ def run(
     """Run `step` on kfp artifacts; an optional input may be None, one that takes many is a list.
 
     Its metrics go into `metrics`; into each output's metadata goes which step made it, from what, its digest. `page`
-    becomes a copy of the report's page, which Kubeflow shows.
+    becomes a copy of the artifact's page, which Kubeflow shows.
     """
     try:
         paths: dict[str, Any] = {name: path_of(artifact) for name, artifact in artifacts.items()}
@@ -55,8 +58,8 @@ def run(
         assert artifact is not None
         assert not isinstance(artifact, Sequence)
         record = read_record(Path(artifact.path), name)
-        if page and name == "report":
-            shutil.copyfile(Path(artifact.path) / "report.html", page.path)
+        if page and name in PAGES:
+            shutil.copyfile(Path(artifact.path) / PAGES[name], page.path)
         artifact.metadata.update({key: record[key] for key in ("step", "sonorant", "inputs", "digest")})
 
 

@@ -5,31 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sonorant.artifacts import read_record
 from sonorant.config.study import StudyConfig
-from sonorant.steps.step import Ins, Metrics, Out, step
+from sonorant.steps.step import In, Ins, Metrics, Out, step
 
 if TYPE_CHECKING:
     from sonorant.evaluation.claims import Weighed
     from sonorant.evaluation.measures import Measure, System
 
 FILE = "findings.json"
+REPORTS = "reports"
+READ = ("artifact.json", "metrics.json", "estimates.npz", "training.csv")
+"""The files that are read of a report."""
 
 
 @step
-def weigh(config: StudyConfig, *, reports: Ins, findings: Out) -> Metrics:
+def weigh(config: StudyConfig, *, reports: Ins, findings: Out, before: In | None = None) -> Metrics:
     """Lay the reports of a study's arms and seeds side by side and say of each claim what they show.
 
     Each report is called arm/seed by its `evaluate.label`; of several with one label, the first that has a score has
-    it. Writes study.html and findings.json. The metrics returned are the claims' differences.
+    it. `before` is what `weigh` made of reports that come before these. Writes study.html, findings.json and, for those
+    that come after, what it read of each report. The metrics returned are the claims' differences.
     """
     from sonorant.evaluation.report.study import render_studies
 
-    weighed = weighed_of(config, "study", reports, {})
+    known = [] if before is None else sorted((before / REPORTS).iterdir())
+    for number, folder in enumerate([*known, *reports]):
+        kept = findings / REPORTS / f"{number:05d}"
+        kept.mkdir(parents=True)
+        for name in READ:
+            shutil.copyfile(folder / name, kept / name)
+    weighed = weighed_of(config, "study", sorted((findings / REPORTS).iterdir()), {})
     write_findings(findings, weighed)
     (findings / "study.html").write_text(render_studies([weighed]))
     found = {f"{f.better}_{f.than}_{f.measure.key}": f.value for f in weighed.findings}
