@@ -13,6 +13,7 @@ import typer.main
 from sonorant.cli import make_app
 from sonorant.params import check_params, parse_round, parse_section, read_params
 from sonorant.steps import SHARED, STEPS
+from sonorant.studies.plan import params_of, read_study, reports_of
 from tests.written import check_make, check_pipelines, check_store, shell_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,8 @@ SONORANT_LINES = [line for line in LINES if re.search(r"(^|-m )sonorant ", line)
 EMBED_LINES = [line for line in SONORANT_LINES if "sonorant embed " in line]
 STORE_LINES = [line for line in SONORANT_LINES if "sonorant store " in line]
 COMPARE_LINES = [line for line in SONORANT_LINES if "sonorant compare " in line]
-STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES + STORE_LINES + COMPARE_LINES]
+STUDY_LINES = [line for line in SONORANT_LINES if "sonorant study " in line]
+STEP_LINES = [line for line in SONORANT_LINES if line not in EMBED_LINES + STORE_LINES + COMPARE_LINES + STUDY_LINES]
 CURL_LINES = [line for line in LINES if line.startswith("curl")]
 
 
@@ -53,6 +55,19 @@ def test_a_command_that_is_no_step_takes_these_flags(line: str) -> None:
     commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     given = commands[name].make_context(name, words).params  # click complains of others
     assert given["files" if name == "embed" else "reports"]
+
+
+@pytest.mark.parametrize("line", STUDY_LINES)
+def test_a_study_takes_these_words(line: str) -> None:
+    words = shlex.split(line.split("sonorant study ", 1)[1], comments=True)
+    command = typer.main.get_command(make_app()).commands["study"]  # type: ignore[attr-defined]
+    given = command.make_context("study", words).params
+    params = read_params([ROOT / path for path in given["config"]])
+    for name in given["names"]:
+        path = ROOT / "recipes" / "studies" / f"{name}.yaml"
+        study = read_study(path)
+        for arm in study.arms.values():
+            assert reports_of("arm", params_of(arm, path.parent, params, study.begins), 0, study.begins)
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python -m pipelines")])
