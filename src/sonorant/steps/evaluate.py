@@ -11,33 +11,38 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     """Measure the published model against its baselines.
 
     Writes report.html, metrics.json (system, score, value), estimates.npz (what each utterance has to do with a
-    score; `sonorant compare` reads it), where there are phones confusion.csv (which the model's units take for which)
-    and, for DVC's plots, scores.csv (a row for each system) and training.csv (a row for each logged update). The
-    metrics returned are named system.score.
+    score; `sonorant compare` reads it), where there are phones confusion.csv (which the model's units take for which),
+    where ABX is scored phones.item and triphones.item (on what: of any context, and in context) and, for DVC's plots,
+    scores.csv (a row for each system) and training.csv (a row for each logged update). The metrics returned are named
+    system.score.
     """
     import json
 
     from sonorant.data.corpus import read_corpus
     from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
+    from sonorant.steps.items import choose_items
     from sonorant.steps.scoring import contenders, score
     from sonorant.steps.summary import describe, list_confusions, print_table, write_csv
     from sonorant.training.journal import read_journal
 
     utterances = read_corpus(corpus, config.split, config.source)
+    items = choose_items(config.items, utterances)
     everything = read_corpus(corpus)
     training = [utterance for utterance in everything if utterance.split == "train"]
     scored = [
-        score(config, contender, utterances) for contender in contenders(config, model, previous, utterances, training)
+        score(config, contender, utterances, items)
+        for contender in contenders(config, model, previous, utterances, training)
     ]
     journal = read_journal(model / "journal.jsonl")
-    page = describe(config, corpus, model, scored, utterances, everything, journal)
+    page = describe(config, corpus, model, scored, utterances, items, everything, journal)
     (report / "report.html").write_text(render(page))
     metrics = {system.key: dict(system.scores) for system in page.systems}
     (report / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     write_estimates(report, page.systems)
     write_csv(report / "scores.csv", [{"system": name, **scores} for name, scores in metrics.items()])
     write_csv(report / "training.csv", journal)
+    items.write(report)
     if page.joint is not None and page.joint.num_frames:
         write_csv(report / "confusion.csv", list_confusions(page.joint))
     print_table(page, report)
