@@ -17,7 +17,7 @@ from sonorant.data.corpus import Utterance
 from sonorant.data.frames import frame_labels
 from sonorant.data.progress import shown_progress
 from sonorant.evaluation.abx import score_abx
-from sonorant.evaluation.abx.items import SILENCE, Item, phone_items, triphone_items
+from sonorant.evaluation.abx.items import SILENCE
 from sonorant.evaluation.intervals import Estimate
 from sonorant.evaluation.measures import System
 from sonorant.evaluation.units import Joint, estimate_pnmi, estimate_purities, measure_use
@@ -25,6 +25,7 @@ from sonorant.inference import Speech, load, load_untrained
 from sonorant.models.codebook import Codebook, centre_frames
 from sonorant.steps.changing import measure_changes
 from sonorant.steps.features import draw_utterances, layer_of, mfcc_of
+from sonorant.steps.items import Items
 from sonorant.steps.probing import Probed, measure_probes
 from sonorant.steps.searching import Hunt, Pairs, hunt
 from sonorant.steps.states import Layers, layers_of, layers_of_mfcc
@@ -183,8 +184,8 @@ def counted(frames: Iterator[Frames], utterances: Sequence[Utterance], label: st
             yield part
 
 
-def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance]) -> Scored:
-    """Every score that the utterances allow."""
+def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance], items: Items) -> Scored:
+    """Every score that the utterances and the items allow."""
     units = [contender.units[utterance.id] for utterance in utterances]
     use = measure_use(units, sum(utterance.seconds for utterance in utterances))
     scores = {"num_units": float(contender.num_units), "active_units": float(use.num_active)}
@@ -195,39 +196,32 @@ def score(config: EvaluateConfig, contender: Contender, utterances: Sequence[Utt
         scores |= contender.hunt.scores
         estimates |= contender.hunt.estimates
     aligned = {u.id: u.phones for u in utterances if u.phones is not None}
-    if not aligned:
-        system = System(contender.key, contender.name, contender.detail, scores, estimates, contender.probed.shares)
-        return Scored(system, None, (), contender.hunt)
-    labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
-    joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
-    phones = dict(zip(aligned, labels, strict=True))
-    for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
-        known = {"pnmi": estimate_pnmi(table, phones, contender.units)}
-        known["phone_purity"], known["cluster_purity"] = estimate_purities(table, phones, contender.units)
-        estimates |= {f"{name}{suffix}": estimate for name, estimate in known.items()}
-        scores |= {f"{name}{suffix}": estimate.value for name, estimate in known.items()}
-    errors, missing = abx_errors(config, contender, [u for u in utterances if u.id in aligned])
-    estimates = errors | estimates
-    scores = {name: error.value for name, error in errors.items()} | scores
+    joint: Joint | None = None
+    missing: tuple[str, ...] = ()
+    if aligned:
+        labels = [frame_labels(phones, len(contender.units[name])) for name, phones in aligned.items()]
+        joint = Joint.of_frames(labels, (contender.units[name] for name in aligned), contender.num_units)
+        phones = dict(zip(aligned, labels, strict=True))
+        for suffix, table in {"": joint, "_speech": joint.without(SILENCE)}.items():
+            known = {"pnmi": estimate_pnmi(table, phones, contender.units)}
+            known["phone_purity"], known["cluster_purity"] = estimate_purities(table, phones, contender.units)
+            estimates |= {f"{name}{suffix}": estimate for name, estimate in known.items()}
+            scores |= {f"{name}{suffix}": estimate.value for name, estimate in known.items()}
+    if items.utterances:
+        errors, missing = abx_errors(config, contender, items)
+        estimates = errors | estimates
+        scores = {name: error.value for name, error in errors.items()} | scores
     system = System(contender.key, contender.name, contender.detail, scores, estimates, contender.probed.shares)
     return Scored(system, joint, missing, contender.hunt)
 
 
 def abx_errors(
-    config: EvaluateConfig, contender: Contender, utterances: Sequence[Utterance]
+    config: EvaluateConfig, contender: Contender, items: Items
 ) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """ABX errors by name, and the names of those for which there is no cell.
-
-    Any-context scores are of phones; in-context scores are of whole triphones, as in libri-light.
-    """
-    items: dict[str, list[Item]] = {"any": [], "in": []}
-    for utterance in utterances:
-        assert utterance.phones is not None
-        items["any"] += phone_items(utterance.id, utterance.speaker, utterance.phones)
-        items["in"] += triphone_items(utterance.id, utterance.speaker, utterance.phones)
+    """ABX errors by name, and the names of those for which there is no cell."""
     choices: dict[str, dict[str, Any]] = {
         f"abx_{speaker}_{context}{suffix}": {
-            "items": items[context],
+            "items": items.in_context if context == "in" else items.any_context,
             "features": contender.features,
             "speaker": speaker,
             "context": context,
@@ -238,7 +232,7 @@ def abx_errors(
         for speaker in ("across", "within")
     }
     choices["unit_abx_across_any"] = {
-        "items": items["any"],
+        "items": items.any_context,
         "features": contender.units,
         "speaker": "across",
         "context": "any",
@@ -254,9 +248,8 @@ def abx_errors(
                 seed=config.seed,
             )
             report(len(found), len(choices))
-    names = [utterance.id for utterance in utterances]
     errors = {
-        name: Estimate(result.error, {one: result.influence.get(one, 0.0) for one in names})
+        name: Estimate(result.error, {one: result.influence.get(one, 0.0) for one in items.utterances})
         for name, result in found.items()
         if result.num_cells
     }
