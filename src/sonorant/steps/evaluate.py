@@ -22,8 +22,9 @@ def evaluate(config: EvaluateConfig, *, corpus: In, model: In, report: Out, prev
     from sonorant.data.corpus import read_corpus
     from sonorant.evaluation.estimates import write_estimates
     from sonorant.evaluation.report import render
+    from sonorant.steps.contenders import contenders
     from sonorant.steps.items import choose_items
-    from sonorant.steps.scoring import contenders, score
+    from sonorant.steps.scoring import score
     from sonorant.steps.summary import describe, list_confusions, list_shares, print_table, write_csv
     from sonorant.training.journal import read_journal
 
