@@ -44,7 +44,8 @@ def finding_table(study: Weighed) -> str:
     for finding in study.findings:
         cells = (
             f"<td>{escape(finding.measure.name + ARROWS[finding.measure.better])}</td>"
-            f"<td>{show_difference(finding)}</td><td>{escape(show_seeds(finding))}</td>"
+            f"<td>{show_signed(finding, finding.value)}<br><small>{show_between(finding)}</small></td>"
+            f"<td>{escape(show_seeds(finding))}</td>"
             f'<td class="word">{escape(finding.verdict)}</td>'
         )
         says = finding.says if finding.says != told else ""
@@ -55,18 +56,23 @@ def finding_table(study: Weighed) -> str:
     return f'<div class="wide"><table class="claims">{body}</table></div>'
 
 
-def show_difference(finding: Finding) -> str:
-    """By how much, and the interval."""
-    if math.isnan(finding.value):
-        return "–"
-    digits = finding.measure.decimals
-    between = f"{finding.low:+.{digits}f} … {finding.high:+.{digits}f}" if math.isfinite(finding.low) else "one seed"
-    return f"{finding.value:+.{digits}f}<br><small>{between}</small>"
+def show_signed(finding: Finding, value: float) -> str:
+    """A difference as the table prints it."""
+    return f"{value:+.{finding.measure.decimals}f}" if math.isfinite(value) else "–"
+
+
+def show_between(finding: Finding) -> str:
+    """The interval of 95 %, or why there is none."""
+    if not finding.by_seed:
+        return "no seed"
+    if len(finding.by_seed) == 1:
+        return "one seed"
+    return f"{show_signed(finding, finding.low)} … {show_signed(finding, finding.high)}"
 
 
 def show_seeds(finding: Finding) -> str:
     """Each seed's difference."""
-    return ", ".join(f"{value:+.{finding.measure.decimals}f}" for _, value in sorted(finding.by_seed.items()))
+    return ", ".join(show_signed(finding, value) for _, value in sorted(finding.by_seed.items()))
 
 
 def score_table(study: Weighed) -> str:
@@ -102,13 +108,21 @@ def as_markdown(studies: Iterable[Weighed]) -> str:
         lines += [f"## {study.name}: {study.verdict}", "", study.question, ""]
         lines += ["| claim | by | better by | 95 % | verdict |", "|---|---|---|---|---|"]
         for f in study.findings:
-            digits = f.measure.decimals
-            between = f"{f.low:+.{digits}f} … {f.high:+.{digits}f}"
-            lines.append(f"| {f.says} | {f.measure.name} | {f.value:+.{digits}f} | {between} | {f.verdict} |")
+            value = show_signed(f, f.value)
+            lines.append(f"| {f.says} | {f.measure.name} | {value} | {show_between(f)} | {f.verdict} |")
         measures = [m for m in study.measures if any(m.key in scores for scores in study.scores.values())]
         lines += ["", "| | " + " | ".join(m.name for m in measures) + " |", "|---" * (len(measures) + 1) + "|"]
         for arm, title in study.titles.items():
             cells = [show_runs(m, study.scores.get(arm, {}).get(m.key, {})) for m in measures]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         lines += ["", *(f"{run}: {why}" for run, why in study.failed.items()), ""]
+    return "\n".join(lines)
+
+
+def as_text(study: Weighed) -> str:
+    """What was found on each claim, in lines for a terminal."""
+    lines = [f"{study.name}: {study.verdict}"]
+    for f in study.findings:
+        value = show_signed(f, f.value)
+        lines.append(f"  {f.says}, by {f.measure.name}: {value} ({show_between(f)}): {f.verdict}")
     return "\n".join(lines)
