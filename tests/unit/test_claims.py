@@ -181,7 +181,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
         held += true.low <= 0.2 <= true.high
         null = weigh("", "a", "b", HIGHER, arms_of(rng, 0.0, *noise))
         told += null.verdict != "cannot tell"
-    # .95 of 1,000, and three deviations of such a count: 21. Either variance left out is far outside, and so are the seeds' degrees of freedom alone.
+    # .95 of 1,000, and three deviations of such a count: 21. Outside are the seeds' variance alone, the utterances'
+    # alone and both with the seeds' degrees of freedom.
     assert 929 <= held <= 971
     assert 29 <= told <= 71
 
