@@ -36,7 +36,7 @@ ARROWS = {
     "evaluation": {"data.frames"},
     "launch": {"artifacts", "config"},
     "steps": LIBRARY | {"params", "artifacts", "launch"},
-    "studies": {"steps", "evaluation", "params", "config"},
+    "studies": {"steps", "evaluation", "launch", "params", "config"},
     "params": {"config"},
     "client": set(),
     "release": {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sonorant.config.measure import EvaluateConfig
+from sonorant.config.prepare import PrepareConfig
 from sonorant.config.section import Section
 
 
@@ -33,7 +35,7 @@ class StudyConfig(Section):
     question: str
     paper: str = Field("", description="whose claim it is")
     begins: Literal["pretrain", "ground"] = Field("pretrain", description="the step that trains from nothing")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     arms: dict[str, Arm] = Field(min_length=1)
     measures: tuple[str, ...] = Field(min_length=1, description="columns of the table")
     claims: tuple[Claim, ...] = Field(min_length=1)
@@ -47,3 +49,10 @@ class StudyConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"found the seeds {self.seeds}, wanted each once")
         return self
+
+
+class ElsewhereConfig(Section):
+    """Another corpus, on which every model of a study is measured too."""
+
+    prepare: PrepareConfig
+    evaluate: EvaluateConfig = EvaluateConfig()

@@ -22,8 +22,10 @@ Verdict = Literal["supports", "contradicts", "cannot tell"]
 
 @dataclass(frozen=True)
 class Finding:
-    """By how much one arm's score is better than another's, above 0 where it is as the claim says; nan where nothing is
-    known."""
+    """By how much one arm's score is better than another's, above 0 where it is as the claim says, and its interval.
+
+    nan is what is not known, such as the interval of one seed.
+    """
 
     says: str
     better: str
@@ -62,17 +64,16 @@ def weigh(
 ) -> Finding:
     """The finding on one score from every arm's runs by seed; seeds that only one of the two has are left out.
 
-    Raises ValueError where a score has no better direction.
+    A score that is not a number is not left out with its seed: nothing is known then.
     """
-    if not measure.better:
-        raise ValueError(f"claim: found the score {measure.key}, wanted one that has a better direction: name another")
+    assert measure.better, "StudyConfig's claims are checked"
     sign, key = (1.0 if measure.better == "higher" else -1.0), measure.key
     ours, theirs = runs[better], runs[than]
     seeds = [s for s in sorted(ours.keys() & theirs.keys()) if key in ours[s].scores and key in theirs[s].scores]
     by_seed = {seed: sign * (ours[seed].scores[key] - theirs[seed].scores[key]) for seed in seeds}
     if not by_seed:
         return Finding(says, better, than, measure, math.nan, math.nan, math.nan, by_seed, "cannot tell")
-    value, error, freedom = statistics.mean(by_seed.values()), math.inf, 1.0
+    value, error, freedom = statistics.mean(by_seed.values()), math.nan, 1.0
     if len(seeds) > 1:
         of_seeds = statistics.variance(by_seed.values()) / len(seeds)
         of_utterances = 0.0
@@ -89,10 +90,10 @@ def weigh(
 
 
 def half_width(error: float, freedom: float, confidence: float = 0.95) -> float:
-    """Half of Student's interval about a value with this standard error."""
+    """Half of Student's interval about a value with this standard error; nan where that is not a number."""
     from scipy import stats
 
-    if not 0 < error < math.inf:
+    if not error > 0:
         return error
     tail = 0.5 + confidence / 2
     return error * float(stats.norm.ppf(tail) if math.isinf(freedom) else stats.t.ppf(tail, freedom))

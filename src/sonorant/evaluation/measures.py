@@ -77,7 +77,12 @@ RETRIEVAL: Mapping[str, Sequence[Measure]] = {
     for way, way_name in {"speech_to_image": "Speech to image", "image_to_speech": "Image to speech"}.items()
     for kind, kind_name in {"": "its own", "_by_class": "any with the same words"}.items()
 }
-WHERE_ALONE = {"ABX error of features": "ABX error", **{group: group for group in RETRIEVAL}}
+WHERE_ALONE = {
+    "ABX error of features": "ABX error",
+    "Units that change where what is said does not": "units that change",
+    "Online codes at the end of training": "online codes",
+    **{group: group for group in RETRIEVAL},
+}
 """What must be said of a measure where its group is not named."""
 EVERY_MEASURE = {
     measure.key: replace(measure, name=f"{WHERE_ALONE[group]}, {measure.name}") if group in WHERE_ALONE else measure

@@ -50,10 +50,11 @@ def weigh(config: StudyConfig, *, reports: Ins, findings: Out, before: In | None
 def weighed_of(config: StudyConfig, name: str, reports: Sequence[Path], failed: Mapping[str, str]) -> Weighed:
     """The study's outcome from its reports; `failed` says of some runs why they have none.
 
-    Raises ValueError where a report has no label of this study, or a score has no name.
+    Raises ValueError where a report has no label of this study, or a score is not what it should be.
     """
     from sonorant.evaluation.claims import Weighed, together, weigh
 
+    check_scores(config)
     measures = [measure_named(key) for key in config.measures]
     runs: dict[str, dict[int, System]] = {arm: {} for arm in config.arms}
     settings: set[str] = set()
@@ -71,12 +72,10 @@ def weighed_of(config: StudyConfig, name: str, reports: Sequence[Path], failed: 
         if number in runs[arm]:
             system = joined(runs[arm][number], system)
         runs[arm][number] = system
-    findings = [
-        weigh(claim.says, claim.better, claim.than, measure_named(key), runs)
+    by_claim = [
+        [weigh(claim.says, claim.better, claim.than, measure_named(key), runs) for key in claim.by]
         for claim in config.claims
-        for key in claim.by
     ]
-    deciding = [f.verdict for f in findings if f.measure.key == claim_of(config, f.says, f.better, f.than)]
     keys = [measure.key for measure in measures]
     scores = {
         arm: {k: {seed: s.scores[k] for seed, s in sorted(own.items()) if k in s.scores} for k in keys}
@@ -91,15 +90,19 @@ def weighed_of(config: StudyConfig, name: str, reports: Sequence[Path], failed: 
         measures,
         {arm: {k: found for k, found in own.items() if found} for arm, own in scores.items()},
         config.published,
-        findings,
-        together(deciding),
+        [finding for findings in by_claim for finding in findings],
+        together([findings[0].verdict for findings in by_claim]),
         failed,
     )
 
 
-def claim_of(config: StudyConfig, says: str, better: str, than: str) -> str:
-    """The score that decides a claim."""
-    return next(c.by[0] for c in config.claims if (c.says, c.better, c.than) == (says, better, than))
+def check_scores(config: StudyConfig) -> None:
+    """ValueError where a study names a score that there is not, or claims that one is better that has no direction."""
+    for key in config.measures:
+        measure_named(key)
+    for key in (key for claim in config.claims for key in claim.by):
+        if not measure_named(key).better:
+            raise ValueError(f"claims: found the score {key}, wanted one that has a better direction: name another")
 
 
 def measure_named(key: str) -> Measure:
@@ -107,7 +110,7 @@ def measure_named(key: str) -> Measure:
     from sonorant.evaluation.measures import EVERY_MEASURE
 
     if key not in EVERY_MEASURE:
-        raise ValueError(f"study: found the score {key}, wanted one of {', '.join(sorted(EVERY_MEASURE))}: respell it")
+        raise ValueError(f"measures: found the score {key}, wanted one of {', '.join(EVERY_MEASURE)}: respell it")
     return EVERY_MEASURE[key]
 
 
@@ -146,28 +149,47 @@ def setting_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def write_findings(folder: Path, weighed: Weighed) -> None:
-    """As JSON, which `read_findings` reads."""
-    text = json.dumps(dataclasses.asdict(weighed), indent=1, ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n")
+    """As JSON, which `read_findings` reads: null is what is not a number."""
+    text = json.dumps(without_nan(dataclasses.asdict(weighed)), indent=1, ensure_ascii=False, allow_nan=False)
+    staged = folder / f".{FILE}.partial"
+    staged.write_text(text + "\n")
+    staged.replace(folder / FILE)
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for what no JSON has a number for."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_findings(folder: Path) -> Weighed:
-    """What `write_findings` wrote."""
+    """What `write_findings` wrote; ValueError where that is not what lies there."""
     from sonorant.evaluation.claims import Finding, Weighed
     from sonorant.evaluation.measures import Measure
 
-    values = json.loads((folder / FILE).read_text())
-    values["measures"] = [Measure(**one) for one in values["measures"]]
-    values["findings"] = [
-        Finding(**{**one, "measure": Measure(**one["measure"]), "by_seed": numbered(one["by_seed"])})
-        for one in values["findings"]
-    ]
-    values["scores"] = {
-        arm: {key: numbered(runs) for key, runs in own.items()} for arm, own in values["scores"].items()
-    }
-    return Weighed(**values)
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
 
+    def numbered(runs: Mapping[str, float | None]) -> dict[int, float]:
+        return {int(seed): number(value) for seed, value in runs.items()}
 
-def numbered(runs: Mapping[str, float]) -> dict[int, float]:
-    """By seed: JSON's keys are texts."""
-    return {int(seed): value for seed, value in runs.items()}
+    def finding(one: Mapping[str, Any]) -> Finding:
+        numbers = {name: number(one[name]) for name in ("value", "low", "high")}
+        return Finding(**{**one, **numbers, "measure": Measure(**one["measure"]), "by_seed": numbered(one["by_seed"])})
+
+    path = folder / FILE
+    try:
+        values = json.loads(path.read_text())
+        values["measures"] = [Measure(**one) for one in values["measures"]]
+        values["findings"] = [finding(one) for one in values["findings"]]
+        scores = values["scores"].items()
+        values["scores"] = {arm: {key: numbered(runs) for key, runs in own.items()} for arm, own in scores}
+        return Weighed(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: found no findings ({type(error).__name__}), wanted those of this version: run its study again "
+            "or delete its folder"
+        ) from None

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sonorant.config import SECTIONS
-from sonorant.config.study import Arm, StudyConfig
-from sonorant.params import merged, parse_rounds, parse_section, parse_takes, read_yaml, second_values
+from sonorant.config import PretrainConfig
+from sonorant.config.study import Arm, ElsewhereConfig, StudyConfig
+from sonorant.params import check_params, merged, parse_rounds, parse_section, parse_takes, read_yaml, second_values
+from sonorant.steps.weigh import check_scores
 
 OUTPUTS = {
     "prepare": "corpus",
@@ -54,50 +55,57 @@ class Work:
 
 def read_study(path: Path) -> StudyConfig:
     """The study in a file; ValueError on one line with every fault in it."""
-    study = parse_section(path.stem, StudyConfig, read_yaml(path))
-    assert isinstance(study, StudyConfig)
+    values = read_yaml(path)
+    try:
+        study = parse_section("study", StudyConfig, values)
+        assert isinstance(study, StudyConfig)
+        check_scores(study)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return study
 
 
 def params_of(arm: Arm, beside: Path, params: Mapping[str, Any], begins: str) -> dict[str, Any]:
     """The sections of an arm: the common ones, its recipe's, its own; each laid over those before.
 
-    `beside` is the study's folder. Of a recipe only the phases count where grounding begins from nothing: all else is
-    the common setting's, so that arms differ in their objective alone.
+    `beside` is the study's folder. Where grounding begins from nothing, it does so with pretraining's encoder, and
+    there is no other to align or to publish.
     """
     recipe = read_yaml(beside / arm.recipe) if arm.recipe else {}
     found = merged([params, recipe, arm.params])
     if begins == "ground":
-        found["ground"] = {**found["ground"], "encoder": found["pretrain"]["encoder"]}
-        found["takes"] = {**found.get("takes", {}), "publish": "grounded"}
+        publish = parse_takes(found).publish
+        found["takes"] = {"align": "grounded", "publish": "aligned" if publish == "aligned" else "grounded"}
+        ground, pretrain = found.get("ground"), found.get("pretrain")
+        if isinstance(ground, dict) and isinstance(pretrain, dict):
+            found["ground"] = {**ground, "encoder": pretrain.get("encoder", {})}
     return found
 
 
 def reports_of(name: str, params: Mapping[str, Any], seed: int, begins: str) -> list[Work]:
     """The work whose reports say how an arm does with a seed: on its corpus and, where there is one, elsewhere.
 
-    Two rounds share the updates of one. Raises ValueError where a section is not what its step wants.
+    Two rounds share the updates of one. Raises ValueError, on one line with every fault, where a section is not what
+    its step wants.
     """
+    try:
+        check_params({key: values for key, values in params.items() if key != ELSEWHERE})
+        if ELSEWHERE in params:
+            parse_section(ELSEWHERE, ElsewhereConfig, params[ELSEWHERE])
+    except ValueError as error:
+        raise ValueError(f"study: arm {name}: {error}") from None
     takes, is_twice = parse_takes(params), parse_rounds(params).rounds == 2
 
     def work(step: str, values: Mapping[str, Any], **inputs: Work) -> Work:
-        seeded = {**values, "seed": seed} if step in SEEDED else dict(values)
-        parse_section(step, SECTIONS[step], seeded)
-        return Work(step, seeded, inputs)
+        return Work(step, {**values, "seed": seed} if step in SEEDED else dict(values), inputs)
 
-    def section(step: str) -> Mapping[str, Any]:
-        if step not in params:
-            raise ValueError(f"study: found no section {step} for the arm {name}, wanted one: add it to a --config")
-        values: Mapping[str, Any] = params[step] or {}
-        return values
-
-    corpus = work("prepare", section("prepare"))
-    units = work("cluster", section("cluster"), corpus=corpus)
+    corpus = work("prepare", params["prepare"])
+    units = work("cluster", params["cluster"], corpus=corpus)
     made: dict[str, Work] = {}
     if begins == "ground":
-        made["grounded"] = work("ground", section("ground"), corpus=corpus, units=units)
+        made["grounded"] = work("ground", params["ground"], corpus=corpus, units=units)
     else:
-        first = halved(section("pretrain")) if is_twice else section("pretrain")
+        first = halved(params["pretrain"]) if is_twice else params["pretrain"]
         made["encoder"] = work("pretrain", first, corpus=corpus, units=units)
         if is_twice:
             units = work("cluster", second_values("cluster", params), corpus=corpus, encoder=made["encoder"])
@@ -105,13 +113,13 @@ def reports_of(name: str, params: Mapping[str, Any], seed: int, begins: str) -> 
             made["encoder"] = work("pretrain", second, corpus=corpus, units=units)
         if "ground" in takes.steps:
             given = {"corpus": corpus, "units": units, "encoder": made["encoder"]}
-            made["grounded"] = work("ground", section("ground"), **given)
+            made["grounded"] = work("ground", params["ground"], **given)
     if "align" in takes.steps:
         given = {"corpus": corpus, "units": units, "encoder": made[takes.align]}
-        made["aligned"] = work("align", section("align"), **given)
-    model = work("publish", section("publish"), corpus=corpus, encoder=made[takes.publish])
+        made["aligned"] = work("align", params["align"], **given)
+    model = work("publish", params["publish"], corpus=corpus, encoder=made[takes.publish])
     label = {"label": f"{name}/{seed}"}
-    reports = [work("evaluate", {**section("evaluate"), **label}, corpus=corpus, model=model)]
+    reports = [work("evaluate", {**params["evaluate"], **label}, corpus=corpus, model=model)]
     if ELSEWHERE in params:
         other = work("prepare", params[ELSEWHERE]["prepare"])
         measured = {**params[ELSEWHERE].get("evaluate", {}), **label}
@@ -121,7 +129,8 @@ def reports_of(name: str, params: Mapping[str, Any], seed: int, begins: str) -> 
 
 def halved(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """A section with half of its updates: two rounds make as many as one does in the other arms."""
-    return {**values, "num_updates": max(1, values["num_updates"] // 2)}
+    wanted = PretrainConfig.model_validate(values).num_updates
+    return {**values, "num_updates": max(1, wanted // 2)}
 
 
 def ordered(reports: Sequence[Work]) -> list[Work]:

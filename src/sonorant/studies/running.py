@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sonorant.launch.processes import end_with_parent
+from sonorant.launch.stopping import Stop, stop_requests
 from sonorant.params import read_params
 from sonorant.studies.plan import OUTPUTS, Work, ordered, params_of, read_study, reports_of
 
 TICK_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
-"""For a step that was told to stop to write its checkpoint."""
+"""For a step that was told to stop to write its checkpoint, and for one that was left by a study that was killed."""
 Say = Callable[[str], None]
 
 
 def place_of(work: Work, folder: Path) -> Path:
     """Where what it makes lies."""
     return folder / "work" / work.key
+
+
+def runs_of(work: Work, folder: Path) -> Path:
+    """Where it keeps what outlives a kill. Each has its own: arms that write the same in other words make the same."""
+    return folder / "runs" / work.key
 
 
 def is_done(work: Work, folder: Path) -> bool:
@@ -32,51 +43,84 @@ def run_all(works: Sequence[Work], folder: Path, num_jobs: int, say: Say) -> dic
     """Do what is missing, in this order where inputs allow; returns, by key, why some of it could not be done.
 
     What needs something that failed is left out. Stopped at any instant, the same call goes on: finished work is kept,
-    and steps that train go on from their checkpoints.
+    and steps that train go on from their checkpoints. Raises KeyboardInterrupt when told to stop, ValueError where the
+    folder is another's; no step is left then.
     """
     import yaml
 
     for name in ("work", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    waiting = [work for work in works if not is_done(work, folder)]
-    say(f"{len(works)} pieces of work, {len(works) - len(waiting)} of them done before")
-    failed: dict[str, str] = {}
-    running: dict[subprocess.Popen[bytes], tuple[Work, float]] = {}
-    began, num_finished, num_missing = time.monotonic(), 0, len(waiting)
+    with taken(folder, say) as lock, stop_requests() as told:
+        waiting = [work for work in works if not is_done(work, folder)]
+        say(f"{len(works)} pieces of work, {len(works) - len(waiting)} of them done before")
+        failed: dict[str, str] = {}
+        running: dict[subprocess.Popen[bytes], tuple[Work, float]] = {}
+        began, num_finished, num_missing = time.monotonic(), 0, len(waiting)
 
-    def start(work: Work) -> None:
-        config = folder / "work" / f"{work.key}.yaml"
-        config.write_text(yaml.safe_dump({work.step: dict(work.values)}, sort_keys=False))
-        with (folder / "logs" / f"{work.key}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command_of(work, config, folder), env=environment(folder), stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
-        running[process] = (work, time.monotonic())
+        def start(work: Work) -> None:
+            config = folder / "work" / f"{work.key}.yaml"
+            config.write_text(yaml.safe_dump({work.step: dict(work.values)}, sort_keys=False))
+            with (folder / "logs" / f"{work.key}.log").open("ab") as log:
+                # A session of its own: Ctrl-C reaches it through us alone.
+                process = subprocess.Popen(
+                    command_of(work, config, folder), env=environment(work, folder), stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log, start_new_session=True, pass_fds=[lock],
+                    preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                )  # fmt: skip
+            running[process] = (work, time.monotonic())
 
-    try:
-        while waiting or running:
-            for work in [one for one in waiting if blocked_by(one, failed)]:
-                failed[work.key] = failed[blocked_by(work, failed)]
-                waiting.remove(work)
-            ready = [one for one in waiting if all(is_done(need, folder) for need in one.inputs.values())]
-            for work in ready[: num_jobs - len(running)]:
-                waiting.remove(work)
-                start(work)
-            for process in [one for one in running if one.poll() is not None]:
-                work, since = running.pop(process)
-                num_finished += 1
-                took, left = time.monotonic() - since, num_missing - num_finished
-                minutes = (time.monotonic() - began) / num_finished * left / 60
-                told = f"[{num_finished}/{num_missing}, about {minutes:.0f} min left] {work.key}: {took:.0f} s"
-                if process.returncode or not is_done(work, folder):
-                    failed[work.key] = last_words(folder / "logs" / f"{work.key}.log")
-                    told += f", failed: {failed[work.key]}"
-                say(told)
-            time.sleep(TICK_SECONDS if running else 0)
-    finally:
-        stop(list(running))
+        try:
+            while (waiting or running) and not told:
+                for work in [one for one in waiting if blocked_by(one, failed)]:
+                    failed[work.key] = failed[blocked_by(work, failed)]
+                    waiting.remove(work)
+                ready = [one for one in waiting if all(is_done(need, folder) for need in one.inputs.values())]
+                for work in ready[: num_jobs - len(running)]:
+                    waiting.remove(work)
+                    start(work)
+                for process in [one for one in running if one.poll() is not None]:
+                    work, since = running.pop(process)
+                    num_finished += 1
+                    minutes = (time.monotonic() - began) / num_finished * (len(waiting) + len(running)) / 60
+                    line = f"[{num_finished}/{num_missing}, about {minutes:.0f} min left] {work.key}: "
+                    line += f"{time.monotonic() - since:.0f} s"
+                    if process.returncode or not is_done(work, folder):
+                        failed[work.key] = reason_of(process.returncode, folder / "logs" / f"{work.key}.log")
+                        line += f", failed: {failed[work.key]}"
+                    else:
+                        shutil.rmtree(runs_of(work, folder), ignore_errors=True)
+                    say(line)
+                told.wait(TICK_SECONDS if running else 0)
+        finally:
+            stop(list(running), told)
+    if told:
+        raise KeyboardInterrupt
     return failed
+
+
+@contextlib.contextmanager
+def taken(folder: Path, say: Say) -> Iterator[int]:
+    """Nobody else works in the folder at the same time; yields a descriptor that holds it for whoever inherits it.
+
+    Raises ValueError where another one stays.
+    """
+    with (folder / "lock").open("a") as file:
+        until, is_said = time.monotonic() + PATIENCE_SECONDS, False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"study: found another one at work in {folder}, wanted none: wait for it or name another "
+                        "--folder"
+                    ) from None
+            if not is_said:
+                say(f"another one is at work in {folder}: waiting for its end, {PATIENCE_SECONDS:.0f} s at most")
+                is_said = True
+            time.sleep(TICK_SECONDS)
+        yield file.fileno()
 
 
 def blocked_by(work: Work, failed: Mapping[str, str]) -> str:
@@ -92,28 +136,30 @@ def command_of(work: Work, config: Path, folder: Path) -> list[str]:
     return [sys.executable, "-m", "sonorant", work.step, "--config", str(config), *given]
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(work: Work, folder: Path) -> dict[str, str]:
     """One thread a process: as many steps run at once as there are cores for."""
-    return {"OMP_NUM_THREADS": "1", **os.environ, "SONORANT_RUNS": str(folder / "runs")}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "SONORANT_RUNS": str(runs_of(work, folder))}
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log, which is where a step says why it ended."""
+def reason_of(code: int, log: Path) -> str:
+    """Why a step ended: the last line of its log, unless somebody ended it."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
     lines = log.read_text("utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Have steps write their checkpoints and end; what does not is killed."""
+def stop(processes: Sequence[subprocess.Popen[bytes]], told: Stop) -> None:
+    """Have steps write their checkpoints and end; what does not, or all where told twice, is killed."""
     for process in processes:
         process.terminate()
     until = time.monotonic() + PATIENCE_SECONDS
+    while any(one.poll() is None for one in processes) and time.monotonic() < until and len(told.signals) < 2:
+        time.sleep(TICK_SECONDS / 4)
     for process in processes:
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 # ------------------------------------------------------------------------------------------------ whole studies
@@ -129,27 +175,29 @@ def run_studies(
 ) -> None:
     """Run studies by name or file, write each one's findings and the page of all that lie in the folder.
 
-    Raises ValueError where a study or a section is not what it should be, before anything is run, or where no run of a
-    study has come through.
+    Raises ValueError where a study or a section is not what it should be, before anything is run, and in the end where
+    no run of a study has come through.
     """
-    from sonorant.evaluation.report.study import as_markdown, render_studies
+    from sonorant.evaluation.report.study import as_markdown, as_text, render_studies
     from sonorant.steps.weigh import FILE, read_findings, weighed_of, write_findings
 
-    paths = [path_of(name) for name in names]
-    studies = {path.stem: read_study(path) for path in paths}
+    paths = {path.stem: path for path in map(path_of, names)}
+    if others := sorted({str(path) for path in map(path_of, names)} - {str(path) for path in paths.values()}):
+        raise ValueError(f"study: found {others} beside others of the same names, wanted each name once: rename one")
+    studies = {name: read_study(path) for name, path in paths.items()}
     common = read_params(configs, overrides)
     reports: dict[str, dict[str, list[Work]]] = {}
-    for path in paths:
-        study = studies[path.stem]
-        arms = {key: params_of(arm, path.parent, common, study.begins) for key, arm in study.arms.items()}
+    for name, study in studies.items():
+        arms = {key: params_of(arm, paths[name].parent, common, study.begins) for key, arm in study.arms.items()}
         # Seed by seed, arm by arm: whatever else the machine does falls on all alike.
-        reports[path.stem] = {
+        reports[name] = {
             f"{key}/{seed}": reports_of(key, params, seed, study.begins)
             for seed in (study.seeds if seeds is None else seeds)
             for key, params in arms.items()
         }
     wanted = [work for runs in reports.values() for works in runs.values() for work in works]
     failed = run_all(ordered(wanted), folder, num_jobs, say)
+    lost_studies = []
     for name, study in studies.items():
         done = [w for works in reports[name].values() for w in works if all(is_done(one, folder) for one in works)]
         lost = {
@@ -158,20 +206,21 @@ def run_studies(
             if any(work.key in failed for work in works)
         }
         if not done:
-            raise ValueError(f"study {name}: found no run that came through ({next(iter(lost.values()))}): mend that")
+            lost_studies.append(f"{name} ({next(iter(lost.values()))})")
+            continue
         weighed = weighed_of(study, name, [place_of(work, folder) for work in done], lost)
         (folder / "findings" / name).mkdir(parents=True, exist_ok=True)
         write_findings(folder / "findings" / name, weighed)
     found = [read_findings(path.parent) for path in sorted((folder / "findings").glob(f"*/{FILE}"))]
-    (folder / "study.html").write_text(render_studies(found))
-    (folder / "study.md").write_text(as_markdown(found))
-    for weighed in found:
-        if weighed.name in studies:
-            print(f"{weighed.name}: {weighed.verdict}")
-            for f in weighed.findings:
-                value, low, high = (f"{number:+.{f.measure.decimals}f}" for number in (f.value, f.low, f.high))
-                print(f"  {f.says}, by {f.measure.name}: {value} ({low} … {high}): {f.verdict}")
-    print(f"page: {folder / 'study.html'}")
+    if found:
+        (folder / "study.html").write_text(render_studies(found))
+        (folder / "study.md").write_text(as_markdown(found))
+        for weighed in found:
+            if weighed.name in studies:
+                print(as_text(weighed))
+        print(f"page: {folder / 'study.html'}")
+    if lost_studies:
+        raise ValueError(f"study: found no run that came through of {', '.join(lost_studies)}: mend that")
 
 
 def say(line: str) -> None:

@@ -53,7 +53,17 @@ thead th { font-weight: 600; vertical-align: bottom; }
 .scores { width: 100%; }
 .scores td, .scores thead th { text-align: right; padding: 5px 0 5px 14px; white-space: nowrap; }
 .scores th[scope=row] { min-width: 9.5rem; }
-.scores .group th { padding-top: 16px; font-weight: 600; }
+.arms thead th { white-space: normal; min-width: 6rem; }
+.group th { padding-top: 16px; font-weight: 600; }
+.wide + .wide { margin-top: 28px; }
+.claims { width: 100%; }
+.claims td { white-space: nowrap; }
+.claims tbody th { min-width: 7.5rem; }
+.verdicts td { padding-left: 12px; }
+.verdicts a { color: #1f4f8a; }
+.word { padding: 2px 9px; border-radius: 10px; background: #f3f6f9; color: #57606a; white-space: nowrap; }
+.word.supports { background: #e3f3e7; color: #17602b; font-weight: 600; }
+.word.contradicts { background: #fde9e7; color: #9a1f17; font-weight: 600; }
 .best { font-weight: 700; }
 .panels {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 16px;
