@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -20,14 +20,26 @@ CONFIGS = {
     "online-clustering": [RUNS / "study.yaml"],
     "alignment": [RUNS / "study.yaml", MEASURES / "transcripts.yaml"],
     "schedules": [RUNS / "digits.yaml", MEASURES / "elsewhere.yaml"],
+    "schedules-units": [RUNS / "digits.yaml", MEASURES / "elsewhere.yaml"],
 }
 SHAPES = {"online-clustering": 2, "alignment": 2}
 """How many chains of steps the arms of a study go through, where there are several."""
 
 
-def of(name: str, folder: Path) -> tuple[Compiled, dict[str, Any]]:
+class Study(NamedTuple):
+    """A compiled study and the parameters it was compiled with."""
+
+    name: str
+    found: Compiled
+    parameters: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Each study of the checkout, compiled."""
+    name: str = request.param
     graph, parameters = graph_for_study(ROOT / "recipes" / "studies" / f"{name}.yaml", read_params(CONFIGS[name]))
-    return compiled(graph, parameters, folder / "study.yaml"), parameters
+    return Study(name, compiled(graph, parameters, tmp_path_factory.mktemp(name) / "study.yaml"), parameters)
 
 
 def step_of(task: Task) -> str:
@@ -35,14 +47,13 @@ def step_of(task: Task) -> str:
     return task.name.rstrip("0123456789").rstrip("-")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_run_has_its_sections_and_every_report_is_weighed(name: str, tmp_path: Path) -> None:
-    found, parameters = of(name, tmp_path)
-    study = yaml.safe_load((ROOT / "recipes" / "studies" / f"{name}.yaml").read_text())
+def test_every_run_has_its_sections_and_every_report_is_weighed(study: Study) -> None:
+    found, parameters = study.found, study.parameters
+    arms = yaml.safe_load((ROOT / "recipes" / "studies" / f"{study.name}.yaml").read_text())["arms"]
     runs = [run for number in (1, 2, 3) for run in parameters.get(f"runs_{number}", [])]
-    assert {run["evaluate"]["label"] for run in runs} == {f"{arm}/{seed}" for seed in range(3) for arm in study["arms"]}
-    assert len(runs) == 3 * len(study["arms"])
-    assert sum(f"runs_{number}" in parameters for number in (1, 2, 3)) == SHAPES.get(name, 1)
+    assert {run["evaluate"]["label"] for run in runs} == {f"{arm}/{seed}" for seed in range(3) for arm in arms}
+    assert len(runs) == 3 * len(arms)
+    assert sum(f"runs_{number}" in parameters for number in (1, 2, 3)) == SHAPES.get(study.name, 1)
     for run in runs:
         seeds = {run[section]["seed"] for section in ("pretrain", "ground", "align") if section in run}
         assert seeds == {int(run["evaluate"]["label"].rpartition("/")[2])}
@@ -53,13 +64,11 @@ def test_every_run_has_its_sections_and_every_report_is_weighed(name: str, tmp_p
     assert sorted(map(len, chained)) == [0] + [1] * (len(chained) - 1)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_training_runs_where_there_are_gpus(name: str, tmp_path: Path) -> None:
-    found, _ = of(name, tmp_path)
-    training = [task for task in found.tasks().values() if step_of(task) in ("pretrain", "ground", "align")]
+def test_training_runs_where_there_are_gpus(study: Study) -> None:
+    training = [task for task in study.found.tasks().values() if step_of(task) in ("pretrain", "ground", "align")]
     assert training
     for task in training:
-        assert found.executor(task)["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
+        assert study.found.executor(task)["resources"]["accelerator"]["resourceType"] == "nvidia.com/gpu"
 
 
 def test_arms_that_differ_in_the_corpus_are_refused(tmp_path: Path) -> None:
