@@ -32,8 +32,8 @@ speech: $(INSTALLED) ## the same steps on recorded speech: ../shared/data, 40 tr
 STUDY := sonorant study --jobs $(shell nproc) --folder build/study
 study: $(INSTALLED) ## what five papers claim, tested again on ../shared/data: an hour and a half on two cores, resumable
 	$(STUDY) targets granularity online-clustering --config recipes/runs/study.yaml
-	$(STUDY) alignment --config recipes/runs/study.yaml --config recipes/runs/transcripts.yaml
-	$(STUDY) schedules --config recipes/runs/digits.yaml
+	$(STUDY) alignment --config recipes/runs/study.yaml --config recipes/measures/transcripts.yaml
+	$(STUDY) schedules --config recipes/runs/digits.yaml --config recipes/measures/elsewhere.yaml
 
 test: $(INSTALLED) ## lint, types and every test that is not marked slow
 	@echo "== ruff, mypy"

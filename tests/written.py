@@ -10,6 +10,7 @@ from typing import Any
 import typer.main
 
 import pipelines.__main__
+from pipelines.study import graph_for_study
 from sonorant.cli import make_app
 from sonorant.params import check_params, read_params
 
@@ -28,7 +29,11 @@ def check_pipelines(line: str) -> None:
     context = make_contexts(typer.main.get_command(pipelines.__main__.app), "pipelines", words)
     if "config" in context.params:
         files = [ROOT / path for path in context.params["config"]]
-        check_params(read_params(files, context.params["overrides"]))
+        params = read_params(files, context.params["overrides"])
+        if study := context.params.get("study"):
+            assert graph_for_study(ROOT / study, params)
+        else:
+            check_params(params)
 
 
 def check_store(line: str) -> None:

@@ -13,13 +13,13 @@ from sonorant.params import read_params
 from tests.compiled import Compiled, Task, compiled
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ROOT / "recipes" / "runs"
+RUNS, MEASURES = ROOT / "recipes" / "runs", ROOT / "recipes" / "measures"
 CONFIGS = {
     "targets": [RUNS / "study.yaml"],
     "granularity": [RUNS / "study.yaml"],
     "online-clustering": [RUNS / "study.yaml"],
-    "alignment": [RUNS / "study.yaml", RUNS / "transcripts.yaml"],
-    "schedules": [RUNS / "digits.yaml"],
+    "alignment": [RUNS / "study.yaml", MEASURES / "transcripts.yaml"],
+    "schedules": [RUNS / "digits.yaml", MEASURES / "elsewhere.yaml"],
 }
 SHAPES = {"online-clustering": 2, "alignment": 2}
 """How many chains of steps the arms of a study go through, where there are several."""

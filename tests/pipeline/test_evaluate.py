@@ -134,6 +134,51 @@ def test_what_is_heard_of_each_phone_sums_to_its_frames(evaluated: tuple[Path, d
     assert right / sum(int(row["frames"]) for row in rows) == pytest.approx(metrics["model.phone_purity"], abs=1e-12)
 
 
+def test_its_own_items_give_the_same_scores(
+    corpus: Path,
+    model: Path,
+    evaluated: tuple[Path, dict[str, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the report holds of the items is what was scored; a path is taken from where the command runs."""
+    report, metrics = evaluated
+    shutil.copy(report / "phones.item", tmp_path / "own.item")
+    monkeypatch.chdir(tmp_path)
+    config = {"items": "own.item", "max_changed": 0, "num_examples": 0}
+    found = evaluate(config, corpus=corpus, model=model, report=tmp_path / "phones")
+    same = [name for name in found if "_in" not in name]
+    assert any("abx_across_any" in name for name in same)
+    assert {name: found[name] for name in same} == {name: metrics[name] for name in same}
+    assert (tmp_path / "phones" / "phones.item").read_bytes() == (report / "phones.item").read_bytes()
+    assert "items of own.item." in (tmp_path / "phones" / "report.html").read_text()
+    # Phones alone, in their contexts, are others than whole triphones.
+    assert found["mfcc.abx_across_in"] != metrics["mfcc.abx_across_in"]
+    found = evaluate(
+        {**config, "items": str(report / "triphones.item")}, corpus=corpus, model=model, report=tmp_path / "triphones"
+    )
+    assert found["mfcc.abx_across_in"] == metrics["mfcc.abx_across_in"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, r"found no text \(FileNotFoundError\)"),
+        ("", "found no item"),
+        ("radio-1 0.1 0.2 n ae d s\n", "found items of 1 utterances, 'radio-1' the first"),
+    ],
+)
+def test_items_of_nothing_are_one_clear_line(
+    corpus: Path, model: Path, tmp_path: Path, text: str | None, wanted: str
+) -> None:
+    if text is not None:
+        (tmp_path / "my.item").write_text(text)
+    with pytest.raises(ValueError, match=rf"my\.item: {wanted}") as error:
+        evaluate({"items": str(tmp_path / "my.item")}, corpus=corpus, model=model, report=tmp_path / "report")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report").exists()
+
+
 def test_twice_gives_the_same_bytes(
     corpus: Path, model: Path, evaluated: tuple[Path, dict[str, float]], tmp_path: Path
 ) -> None:
@@ -160,8 +205,18 @@ def test_without_phones_the_rest_remains(
     said = " ".join(capsys.readouterr().out.split())
     assert "None of the evaluated utterances has phones: ABX errors, PNMI and purities are left out." in said
     assert f"report: {tmp_path / 'report' / 'report.html'}" in said
-    assert not (tmp_path / "report" / "confusion.csv").exists()
+    assert not any((tmp_path / "report" / name).exists() for name in ("confusion.csv", "phones.item", "triphones.item"))
     assert "absolute scores" not in (tmp_path / "report" / "report.html").read_text()
+    # Items of their own say what phones would.
+    ids = [utterance.id for utterance in read_corpus(wordless, "test")]
+    lines = [f"{name} 0.{n} 0.{n + 1} {phone} SIL SIL s" for name in ids for n, phone in ((1, "a"), (3, "b"), (5, "a"))]
+    (tmp_path / "my.item").write_text("\n".join(lines))
+    given = {"items": str(tmp_path / "my.item"), "max_changed": 0}
+    metrics = evaluate(given, corpus=wordless, model=model, report=tmp_path / "given")
+    assert {"model.abx_within_any", "model.abx_within_in"} <= set(metrics)
+    assert not any("pnmi" in name or "purity" in name for name in metrics)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "None of the evaluated utterances has phones: PNMI and purities are left out." in said
 
 
 def test_a_source_that_is_not_there_is_one_clear_line(corpus: Path, model: Path, tmp_path: Path) -> None:

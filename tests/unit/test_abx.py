@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 from sonorant.evaluation.abx import score_abx
 from sonorant.evaluation.abx.cells import across_blocks, group_items, within_blocks
 from sonorant.evaluation.abx.distances import _angle, score_blocks, stack
-from sonorant.evaluation.abx.items import Item, frame_span, phone_items, read_items, triphone_items, write_items
+from sonorant.evaluation.abx.items import (
+    Item,
+    find_unwritable,
+    frame_span,
+    phone_items,
+    read_items,
+    triphone_items,
+    write_items,
+)
 from tests.references import abx as slow
 from tests.references import libri_light
 
@@ -59,6 +68,49 @@ def test_items_survive_a_file(tmp_path: Path) -> None:
     items = phone_items("u1", "s1", [("SIL", 0.0, 0.5), ("ah", 0.5, 0.5625), ("n", 0.5625, 0.7)])
     write_items(tmp_path / "a.item", items)
     assert read_items(tmp_path / "a.item") == items
+
+
+@given(st.lists(st.floats(0, 1e5), min_size=2, max_size=2).map(sorted), st.sampled_from(["fixed", "librilight"]))
+def test_items_from_a_file_hold_the_same_frames(tmp_path_factory: pytest.TempPathFactory, times, slicing) -> None:
+    """Whatever rate the audio had whose samples the times count."""
+    item = Item("u", *(round(time * 44_100) / 44_100 for time in times), "ah", "SIL", "n", "s")
+    path = tmp_path_factory.getbasetemp() / "given.item"
+    write_items(path, [item])
+    [found] = read_items(path)
+    assert frame_span(found, 10**8, slicing) == frame_span(item, 10**8, slicing)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("", ""), ("speaker one", "speaker one"), ("a\u3000b", "a\u3000b"), ("a", None), ("#a", "#a")]
+)
+def test_names_that_no_item_file_can_hold_are_found(name: str, shown: str | None) -> None:
+    item = Item("u", 0.0, 1.0, "ah", "SIL", "n", "s")
+    assert find_unwritable([item, dataclasses.replace(item, file=name)]) == shown
+    if name != "#a":  # a phone may be called so
+        for column in ("phone", "previous", "following", "speaker"):
+            assert find_unwritable([item, dataclasses.replace(item, **{column: name})]) == shown
+    assert find_unwritable([item]) is None
+
+
+@pytest.mark.parametrize("times", ["0.5 0.2", "-0.1 0.2", "nan 0.2", "0.1 nan", "0.1 inf"])
+def test_times_that_are_none_are_named(tmp_path: Path, times: str) -> None:
+    path = tmp_path / "bad.item"
+    path.write_text(f"u {times} n ae d s1\n")
+    start, end = times.split()
+    with pytest.raises(ValueError, match=rf"bad\.item:1: found {start} to {end}, wanted seconds from 0 on"):
+        read_items(path)
+
+
+def test_what_is_no_item_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "audio.flac").write_bytes(b"fLaC\xff\xf8")
+    for path, fault in (
+        (tmp_path / "none.item", "FileNotFoundError"),
+        (tmp_path, "IsADirectoryError"),
+        (tmp_path / "audio.flac", "UnicodeDecodeError"),
+    ):
+        with pytest.raises(ValueError, match=rf"found no text \({fault}\), wanted an \.item file") as error:
+            read_items(path)
+        assert "\n" not in str(error.value)
 
 
 def test_a_broken_item_line_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sonorant.evaluation.probes.fitting import Budget
+from sonorant.evaluation.probes.fitting import Budget, deal
 from sonorant.evaluation.probes.naming import Named, fit_namer
 
 BUDGET = Budget(num_updates=200, learning_rate=1e-2, batch_frames=400, evaluate_every=50)
@@ -61,3 +61,8 @@ def test_what_cannot_be_named_is_refused(train: list[Named] | None, dev: list[Na
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         fit_namer(good if train is None else train, good if dev is None else dev, BUDGET)
     assert "\n" not in str(caught.value)
+
+
+def test_folds_share_every_name_out() -> None:
+    folds = deal(["a"] * 8 + ["b"] * 4 + ["c"], 4, np.random.default_rng(0))
+    assert [sorted(folds[:8]), sorted(folds[8:12])] == [[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 2, 3]]

@@ -47,7 +47,8 @@ def test_the_rate_rises_holds_and_falls(updates: int, warmup: float, decay: floa
     )
     rates = [learning_rate(update, updates, config) for update in range(updates)]
     assert all(0 <= rate <= 1 for rate in rates)
-    rising, falling = round(warmup * updates), round(decay * updates)
+    rising = round(warmup * updates)
+    falling = min(round(decay * updates), updates - rising)
     assert rates[:rising] == sorted(rates[:rising])
     assert set(rates[rising : updates - falling]) <= {1.0}
     assert rates[updates - falling :] == sorted(rates[updates - falling :], reverse=True)

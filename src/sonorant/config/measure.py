@@ -65,6 +65,12 @@ class EvaluateConfig(Section):
     label: str = Field("", description="what the report is called beside others: in a study, its arm and seed")
     split: Split = "test"
     source: str | None = Field(None, description="only this source's utterances; None: all")
+    items: str | None = Field(
+        None,
+        min_length=1,
+        description="path of an .item file, relative to where the command runs, whose file names are utterance ids: "
+        "ABX is scored on its items; None: on those of the corpus' phones",
+    )
     abx_max_items: int = Field(10, ge=2, description="items drawn per phone, context and speaker")
     abx_max_speakers: int = Field(5, ge=1, description="other speakers drawn per cell in across-speaker ABX")
     max_changed: int = Field(

@@ -15,8 +15,7 @@ from sonorant.data.frames import FRAME_RATE
 from sonorant.data.progress import shown_progress
 from sonorant.evaluation.errors import characters_of, count_edits, normalise_text, text_of, without_silence
 from sonorant.evaluation.intervals import Estimate, ratio_of_sums
-from sonorant.evaluation.probes.fitting import Budget
-from sonorant.evaluation.probes.logistic import deal
+from sonorant.evaluation.probes.fitting import Budget, deal
 from sonorant.evaluation.probes.naming import Named, fit_namer
 from sonorant.evaluation.probes.recognition import Spoken, fewest_frames, fit_recogniser
 from sonorant.steps.states import Layers, States, keep_states

@@ -18,6 +18,7 @@ from sonorant.evaluation.measures import MEASURES, RETRIEVAL, System, best_syste
 from sonorant.evaluation.report import Example, Report
 from sonorant.evaluation.units import Joint, confuse
 from sonorant.inference import Speech, load
+from sonorant.steps.items import Items
 from sonorant.steps.scoring import Scored
 from sonorant.steps.searching import draw_searches
 
@@ -36,6 +37,7 @@ def describe(
     model: Path,
     scored: Sequence[Scored],
     utterances: Sequence[Utterance],
+    items: Items,
     everything: Sequence[Utterance],
     journal: Sequence[Mapping[str, Any]],
 ) -> Report:
@@ -50,7 +52,7 @@ def describe(
     return Report(
         title=title,
         systems=[one.system for one in scored] + ([searched.chance] if searched else []),
-        notes=make_notes(corpus, scored, utterances, speech),
+        notes=make_notes(config, corpus, scored, utterances, items, speech),
         journal=journal,
         joint=scored[0].joint,
         examples=draw_examples(config, utterances, speech),
@@ -62,17 +64,26 @@ def describe(
     )
 
 
-def make_notes(corpus: Path, scored: Sequence[Scored], utterances: Sequence[Utterance], speech: Speech) -> list[str]:
+def make_notes(
+    config: EvaluateConfig,
+    corpus: Path,
+    scored: Sequence[Scored],
+    utterances: Sequence[Utterance],
+    items: Items,
+    speech: Speech,
+) -> list[str]:
     """What a reader must know before the scores."""
     notes = [SYNTHETIC] if is_synthetic(corpus, utterances) else []
     num_aligned = sum(utterance.phones is not None for utterance in utterances)
+    phonetic = f"{'ABX errors, ' if config.items is None else ''}PNMI and purities"
     if not num_aligned:
         notes.append(
-            "None of the evaluated utterances has phones: ABX errors, PNMI and purities are left out. "
+            f"None of the evaluated utterances has phones: {phonetic} are left out. "
             "Evaluate a source with phone times to have them."
         )
     elif num_aligned < len(utterances):
-        notes.append(f"Phone scores are of the {num_aligned} utterances of {len(utterances)} that have phones.")
+        notes.append(f"{phonetic} are of the {num_aligned} utterances of {len(utterances)} that have phones.")
+    notes += items.notes
     missing = [name for name in scored[0].missing if name not in scored[0].system.scores]
     if missing:
         names = {measure.key: measure.name for group in MEASURES.values() for measure in group}

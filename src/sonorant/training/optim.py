@@ -25,7 +25,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def learning_rate(update: int, num_updates: int, config: OptimConfig) -> float:
     """The rate of the update with this index from 0: linear warm-up, hold, decay along an exponential or a line."""
     warmup = round(config.warmup_share * num_updates)
-    decay = round(config.decay_share * num_updates)
+    # Two halves of three updates are two each.
+    decay = min(round(config.decay_share * num_updates), num_updates - warmup)
     if update < warmup:
         return config.learning_rate * (config.start_scale + (1 - config.start_scale) * update / warmup)
     if update < num_updates - decay:

@@ -32,26 +32,53 @@ class Item:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of an `.item` file; ValueError where a line is not one."""
+    """The items of an `.item` file; ValueError where there is none, or a line is not one."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fault = type(error).__name__
+        raise ValueError(f"{path}: found no text ({fault}), wanted an .item file: correct its name") from None
     items = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
             file, onset, offset, phone, previous, following, speaker = line.split()
-            items.append(Item(file, float(onset), float(offset), phone, previous, following, speaker))
+            item = Item(file, float(onset), float(offset), phone, previous, following, speaker)
         except ValueError:
             raise ValueError(f"{path}:{number}: found {line!r}, wanted {HEADER[1:]!r}: correct it") from None
+        if not 0 <= item.onset <= item.offset < math.inf:  # nor NaN
+            raise ValueError(
+                f"{path}:{number}: found {onset} to {offset}, wanted seconds from 0 on, onset first: correct them"
+            )
+        items.append(item)
     return items
 
 
+def find_unwritable(items: Iterable[Item]) -> str | None:
+    """A name that an `.item` file cannot hold: empty, or with white space, or one that makes its line a comment."""
+    for item in items:
+        for name in (item.file, item.phone, item.previous, item.following, item.speaker):
+            if name.split() != [name]:
+                return name
+        if item.file.startswith("#"):
+            return item.file
+    return None
+
+
 def write_items(path: Path, items: Iterable[Item]) -> None:
-    """Write items as an `.item` file, times to a tenth of a millisecond."""
+    """Write items as an `.item` file; read again they hold the same frames."""
     lines = [HEADER]
     for item in items:
-        times = f"{item.onset:.4f} {item.offset:.4f}"
-        lines.append(" ".join([item.file, times, item.phone, item.previous, item.following, item.speaker]))
-    path.write_text("\n".join(lines) + "\n")
+        times = (_seconds(item.onset), _seconds(item.offset))
+        lines.append(" ".join([item.file, *times, item.phone, item.previous, item.following, item.speaker]))
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def _seconds(time: float) -> str:
+    """To a tenth of a millisecond where that is what it is, else to a nanosecond."""
+    short = f"{time:.4f}"
+    return short if abs(float(short) - time) < 1e-9 else f"{time:.9f}"
 
 
 def phone_items(file: str, speaker: str, phones: Sequence[Segment]) -> list[Item]:

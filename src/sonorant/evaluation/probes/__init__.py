@@ -1,5 +1,5 @@
 """What small heads read off frozen states: what an encoder's layers hold, and which of them hold it.
 
 `recognition` (phones, or characters and so words) and `naming` (speakers, words, emotions) are SUPERB's probes with a
-learned sum over layers; `logistic` is a linear classifier of single vectors, fitted to its one optimum.
+learned sum over layers; `heads` are what they fit and `fitting` how.
 """

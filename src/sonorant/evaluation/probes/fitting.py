@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sonorant.evaluation.probes.heads import Head, States
@@ -83,6 +84,16 @@ def draw_batches(lengths: Sequence[int], batch_frames: int, rng: np.random.Gener
                 batch = []
             batch.append(row)
         yield batch
+
+
+def deal(labels: Sequence[str], num_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """A fold for each row, (N,): the rows of one label, shuffled, go to the folds in turn."""
+    names = np.asarray(labels)
+    folds = np.zeros(len(names), np.int64)
+    for name in sorted(set(labels)):
+        rows = rng.permutation(np.flatnonzero(names == name))
+        folds[rows] = np.arange(len(rows)) % num_folds
+    return folds
 
 
 def check_states(where: str, states: States, like: States) -> None:
