@@ -181,9 +181,10 @@ def run_studies(
     from sonorant.evaluation.report.study import as_markdown, as_text, render_studies
     from sonorant.steps.weigh import FILE, read_findings, weighed_of, write_findings
 
-    paths = {path.stem: path for path in map(path_of, names)}
-    if others := sorted({str(path) for path in map(path_of, names)} - {str(path) for path in paths.values()}):
-        raise ValueError(f"study: found {others} beside others of the same names, wanted each name once: rename one")
+    paths: dict[str, Path] = {}
+    for path in map(path_of, names):
+        if paths.setdefault(path.stem, path) != path:
+            raise ValueError(f"study: found two studies of the name {path.stem}, wanted one: rename a file")
     studies = {name: read_study(path) for name, path in paths.items()}
     common = read_params(configs, overrides)
     reports: dict[str, dict[str, list[Work]]] = {}
