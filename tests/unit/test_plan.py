@@ -18,11 +18,12 @@ from tests.tiny import pretrain_values
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RUNS = {
-    "targets": ["study"],
-    "granularity": ["study"],
-    "online-clustering": ["study"],
-    "alignment": ["study", "transcripts"],
-    "schedules": ["digits"],
+    "targets": ["runs/study"],
+    "granularity": ["runs/study"],
+    "online-clustering": ["runs/study"],
+    "alignment": ["runs/study", "measures/transcripts"],
+    "schedules": ["runs/digits", "measures/elsewhere"],
+    "schedules-units": ["runs/digits", "measures/elsewhere"],
 }
 """The parameters that the Makefile gives each study."""
 STUDY: dict[str, Any] = {
@@ -211,7 +212,7 @@ def test_a_study_of_the_checkout_plans_without_data(
     deciding = {key for claim in study.claims for key in claim.by}
     assert all(EVERY_MEASURE[key].better for key in deciding)
     assert deciding <= set(study.measures), "what decides is a column too"
-    runs = planned(path, read_params([RECIPES / "runs" / f"{run}.yaml" for run in RUNS[name]]))
+    runs = planned(path, read_params([RECIPES / f"{run}.yaml" for run in RUNS[name]]))
     assert len(runs) == len(study.arms) * len(study.seeds)
     assert len(study.seeds) >= 3, "two seeds tell next to nothing"
     trained = {
@@ -227,9 +228,11 @@ def test_a_study_of_the_checkout_plans_without_data(
 def test_every_study_has_its_parameters() -> None:
     assert set(RUNS) == {path.stem for path in (RECIPES / "studies").glob("*.yaml")}
     makefile = (RECIPES.parent / "Makefile").read_text()
-    for name, runs in RUNS.items():
-        line = next(line for line in makefile.splitlines() if line.startswith("\t$(STUDY)") and name in line)
-        assert re.findall(r"recipes/runs/([a-z]+)\.yaml", line) == runs
+    lines = [line for line in makefile.splitlines() if line.startswith("\t$(STUDY)")]
+    assert len(lines) == 3
+    for line in lines:
+        for name in re.findall(r"[a-z-]+", line.removeprefix("\t$(STUDY)").partition("--config")[0]):
+            assert re.findall(r"recipes/([a-z/]+)\.yaml", line) == RUNS[name]
 
 
 CLAIM = STUDY["claims"][0]
