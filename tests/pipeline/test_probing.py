@@ -129,7 +129,7 @@ def test_a_full_disk_is_said_before_anything_is_made(
 
 def test_evaluate_reports_probes_of_model_and_baselines(corpus: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
-    short = {**BUDGET, "num_updates": 20}
+    short = {**BUDGET, "num_updates": 10, "evaluate_every": 10}
     config = {"probes": {"phones": short, "text": short, "speaker": short}, "baselines": ["mfcc"], "max_changed": 0}
     metrics = evaluate(config, corpus=corpus, model=model, report=tmp_path / "report")
     names = ("probe_per", "probe_wer", "probe_cer", "probe_speaker")
@@ -147,7 +147,6 @@ def test_evaluate_reports_probes_of_model_and_baselines(corpus: Path, tmp_path: 
     assert {(row["system"], row["layer"]) for row in rows} == {("mfcc", "0"), *(("model", str(n)) for n in range(3))}
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert written["model"]["probe_per"] == metrics["model.probe_per"]
-    assert evaluate(config, corpus=corpus, model=model, report=tmp_path / "again") == metrics
 
 
 @pytest.mark.parametrize(
