@@ -30,7 +30,7 @@ speech: $(INSTALLED) ## the same steps on recorded speech: ../shared/data, 40 tr
 	sonorant evaluate $C --set evaluate.source=timit_sample --corpus $S/corpus --model $S/model --report $S/report-timit
 
 STUDY := sonorant study --jobs $(shell nproc) --folder build/study
-study: $(INSTALLED) ## what five papers claim, tested again on ../shared/data: an hour and a half on two cores, resumable
+study: $(INSTALLED) ## what five papers claim, tested again on ../shared/data: under two hours on two cores, resumable
 	$(STUDY) targets granularity online-clustering --config recipes/runs/study.yaml
 	$(STUDY) alignment --config recipes/runs/study.yaml --config recipes/measures/transcripts.yaml
 	$(STUDY) schedules --config recipes/runs/digits.yaml --config recipes/measures/elsewhere.yaml
