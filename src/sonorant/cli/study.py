@@ -14,11 +14,13 @@ Folder = Annotated[Path, typer.Option("--folder", help="where runs and the page 
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="steps at once, each on one core")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="instead of the study's own; repeat for each")]
 
+NONE: list[str] = []
+
 
 def study(
     names: Names,
     config: Configs,
-    overrides: Overrides = [],  # noqa: B006
+    overrides: Overrides = NONE,
     folder: Folder = Path("build/study"),
     jobs: Jobs = 1,
     seed: Seeds = None,

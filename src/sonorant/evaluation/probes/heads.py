@@ -89,14 +89,8 @@ class RecurrentHead(nn.Module):
         return logits
 
 
-class NamingHead(nn.Module):
-    """A linear map, the mean over an utterance's frames, a linear map: what all of it is."""
-
-    def __init__(self, num_layers: int, dim: int, num_outputs: int, hidden_dim: int = LINEAR_DIM) -> None:
-        super().__init__()
-        self.mix = Mix(num_layers, dim)
-        self.project = nn.Linear(dim, hidden_dim)
-        self.read = nn.Linear(hidden_dim, num_outputs)
+class NamingHead(LinearHead):
+    """The same maps with the mean over an utterance's frames between them: what all of it is."""
 
     def forward(self, states_LFD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Logits (U, C) of utterances of so many frames, one after another."""
