@@ -13,7 +13,7 @@ from pipelines.placing import operate, place, with_webhook
 from pipelines.train import clustered, evaluated, published, trained
 from sonorant.config import LaunchConfig
 from sonorant.params import parse_launch
-from sonorant.studies.plan import OUTPUTS, SEEDED, Work, params_of, read_study, reports_of
+from sonorant.studies.plan import OUTPUTS, SEEDED, Work, plan_study, read_study
 
 MOST_GROUPS = 3
 NOTHING: dict[str, Any] = {}
@@ -43,10 +43,8 @@ def graph_for_study(
     study = read_study(path)
     shared: dict[str, Mapping[str, Any]] = {}
     groups: dict[Any, Group] = {}
-    for seed in study.seeds if seeds is None else seeds:
-        for key, arm in study.arms.items():
-            reports = reports_of(key, params_of(arm, path.parent, params, study.begins), seed, study.begins)
-            add_run(reports, shared, groups)
+    for reports in plan_study(study, path.parent, params, seeds).values():
+        add_run(reports, shared, groups)
     parameters: dict[str, Any] = {"study": study.model_dump(mode="json", exclude_none=True), **shared}
     parameters |= {f"runs_{number}": group.runs for number, group in enumerate(groups.values(), start=1)}
     return graph_of(path.stem, study.question, list(groups.values()), set(shared)), parameters

@@ -13,7 +13,7 @@ import yaml
 
 from sonorant.evaluation.measures import EVERY_MEASURE
 from sonorant.params import merged, read_params
-from sonorant.studies.plan import SEEDED, Work, ordered, params_of, read_study, reports_of
+from sonorant.studies.plan import SEEDED, Work, ordered, plan_study, read_study
 from tests.tiny import pretrain_values
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
         "more": {"title": "units and teacher"},
     },
     "measures": ["probe_per", "pnmi"],
-    "claims": [{"says": "It is", "better": "more", "than": "plain", "by": ["probe_per"]}],
+    "claims": [{"says": "It is", "better": "more", "than": "plain", "by": ["pnmi"]}],
 }
 PARAMS: dict[str, Any] = {
     "prepare": {"sources": [{"kind": "synthetic", "num_utterances": 9, "num_speakers": 3, "voice": "tones"}]},
@@ -56,12 +56,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 def planned(path: Path, params: Mapping[str, Any], seeds: tuple[int, ...] | None = None) -> dict[str, list[Work]]:
     """The reports of every run of a study, by arm/seed."""
-    study = read_study(path)
-    return {
-        f"{key}/{seed}": reports_of(key, params_of(arm, path.parent, params, study.begins), seed, study.begins)
-        for seed in (study.seeds if seeds is None else seeds)
-        for key, arm in study.arms.items()
-    }
+    return plan_study(read_study(path), path.parent, params, seeds)
 
 
 def counted(runs: Mapping[str, list[Work]]) -> Counter[str]:
@@ -283,6 +278,52 @@ def test_unfit_parameters_are_one_line(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         planned(write(tmp_path, **changes), {**PARAMS, **params})
     assert "\n" not in str(caught.value)
+
+
+SCORES = ["probe_per", "probe_cer", "unit_edits_room", "speech_to_image_recall_at_1", "training_perplexity"]
+LACKS = [
+    "arms more, plain: found no evaluate.probes.phones, wanted it, for a claim goes by probe_per: ",
+    "found no evaluate.probes.text, wanted it, for a claim goes by probe_cer: ",
+    "found no evaluate.max_changed above 0, wanted it, for a claim goes by unit_edits_room: ",
+    "found no grounding among what ground.phases weigh with takes.publish grounded, wanted it, for a claim goes",
+    "found no codebooks or contrast among what pretrain.phases weigh, wanted it, for a claim goes by training_perp",
+]
+
+
+def test_claims_go_by_what_is_measured(tmp_path: Path) -> None:
+    path = write(tmp_path, claims=[{**CLAIM, "by": [*SCORES, "pnmi"]}])
+    unmeasured = {**PARAMS, "evaluate": {"max_changed": 0}}
+    with pytest.raises(ValueError, match=r"^study: arms more, plain: ") as caught:
+        planned(path, unmeasured)
+    faults = str(caught.value).removeprefix("study: ").split("; ")
+    assert len(faults) == len(LACKS)
+    assert all(wanted in fault for wanted, fault in zip(LACKS, faults, strict=True)), faults
+    measured = {
+        **PARAMS,
+        "takes": {"publish": "grounded"},
+        "ground": {"num_updates": 4, "phases": [{"weights": {"grounding": 1.0, "contrast": 1.0}}]},
+        "evaluate": {"probes": {"phones": {}, "text": {}}},
+    }
+    assert planned(path, measured)
+    # What is measured elsewhere is measured.
+    elsewhere = {"prepare": PARAMS["prepare"], "evaluate": {"probes": {"phones": {}, "text": {}}}}
+    measured = {**measured, "evaluate": {"max_changed": 0}, "elsewhere": elsewhere}
+    assert planned(path, measured)
+
+
+def test_only_the_arms_of_a_claim_must_have_its_scores(tmp_path: Path) -> None:
+    other = {"params": {"evaluate": {"probes": {"phones": {}}}}}
+    claims = [{"says": "", "better": "fourth", "than": "third", "by": ["probe_per"]}]
+    assert planned(write(tmp_path, arms={**STUDY["arms"], "third": other, "fourth": other}, claims=claims), PARAMS)
+
+
+def test_the_arms_of_a_claim_are_measured_alike(tmp_path: Path) -> None:
+    arms = {"plain": {}, "more": {"params": {"evaluate": {"split": "dev", "seed": 3}}}}
+    with pytest.raises(ValueError, match=r"^study: arms more, plain: found different evaluate.split, evaluate.seed,"):
+        planned(write(tmp_path, arms=arms), PARAMS)
+    # Written or by default is the same.
+    arms = {"plain": {}, "more": {"params": {"evaluate": {"split": "test", "num_examples": 0}}}}
+    assert planned(write(tmp_path, arms=arms), PARAMS)
 
 
 @pytest.mark.parametrize("missing", ["prepare", "cluster", "pretrain", "publish", "evaluate"])

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sonorant.config import PretrainConfig
+from sonorant.config import EvaluateConfig, PretrainConfig
 from sonorant.config.study import Arm, ElsewhereConfig, StudyConfig
 from sonorant.params import check_params, merged, parse_rounds, parse_section, parse_takes, read_yaml, second_values
 from sonorant.steps.weigh import check_scores
@@ -29,6 +30,10 @@ ELSEWHERE = "elsewhere"
 """Beside the steps' sections: `prepare` and `evaluate` of another corpus, on which every model is measured too."""
 SEEDED = ("pretrain", "ground", "align")
 """The steps that a run's seed goes to; what is fitted to measure them is the same for all."""
+PROBES = {"per": "phones", "wer": "text", "cer": "text", "speaker": "speaker", "word": "word", "emotion": "emotion"}
+"""The probes that make the scores of these names."""
+DRAWN_BY = ("split", "source", "items", "abx_max_items", "abx_max_speakers", "max_changed", "seed")
+"""What of `evaluate` says which utterances are measured."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,70 @@ def read_study(path: Path) -> StudyConfig:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return study
+
+
+def plan_study(
+    study: StudyConfig, beside: Path, params: Mapping[str, Any], seeds: Sequence[int] | None = None
+) -> dict[str, list[Work]]:
+    """The work whose reports a study needs, by run (arm/seed): seed by seed, arm by arm, so that whatever else the
+    machine does falls on all arms alike.
+
+    `beside` is the study's folder, `seeds` are in place of its own. Raises ValueError, on one line with every fault,
+    where a section is not what its step wants and where claims cannot be weighed.
+    """
+    arms = {name: params_of(arm, beside, params, study.begins) for name, arm in study.arms.items()}
+    runs = {
+        f"{name}/{seed}": reports_of(name, values, seed, study.begins)
+        for seed in (study.seeds if seeds is None else seeds)
+        for name, values in arms.items()
+    }
+    check_claims(study, runs)
+    return runs
+
+
+def check_claims(study: StudyConfig, runs: Mapping[str, Sequence[Work]]) -> None:
+    """ValueError where two arms of a claim are not measured alike, or one has not a score that it goes by."""
+    reports = {run.rpartition("/")[0]: works for run, works in runs.items()}
+    faults: dict[str, None] = {}
+    lacks: dict[tuple[str, str], dict[str, None]] = {}
+    for claim in study.claims:
+        arms = (claim.better, claim.than)
+        ours, theirs = ([drawn_by(work) for work in reports[arm]] for arm in arms)
+        if ours != theirs:
+            apart = [name for name in DRAWN_BY if [one[name] for one in ours] != [one[name] for one in theirs]]
+            found = f"arms {', '.join(arms)}: found different evaluate.{', evaluate.'.join(apart)}"
+            faults[f"{found}, wanted the same, for a claim compares them: set them for both"] = None
+        for arm, key in product(arms, claim.by):
+            lacking = [lack_of(key, work) for work in reports[arm]]
+            if all(lacking):
+                lacks.setdefault((lacking[0], key), {})[arm] = None
+    for (lack, key), lacking_arms in lacks.items():
+        found = f"arms {', '.join(lacking_arms)}: found no {lack}, wanted it, for a claim goes by {key}"
+        faults[f"{found}: set it, or let the claim go by another score"] = None
+    if faults:
+        raise ValueError(f"study: {'; '.join(faults)}")
+
+
+def drawn_by(report: Work) -> dict[str, Any]:
+    """What says which utterances a report is of."""
+    return EvaluateConfig.model_validate(report.values).model_dump(include=set(DRAWN_BY))
+
+
+def lack_of(key: str, report: Work) -> str:
+    """The setting without which a report does not have a score; empty where no setting keeps it from it."""
+    config, encoder = EvaluateConfig.model_validate(report.values), report.inputs["model"].inputs["encoder"]
+    trained = {task for phase in encoder.values["phases"] for task in phase["weights"]}
+    kind, _, name = key.partition("_")
+    if kind == "probe" and PROBES[name] not in config.probes:
+        return f"evaluate.probes.{PROBES[name]}"
+    if key.startswith("unit_edits_") and not config.max_changed:
+        return "evaluate.max_changed above 0"
+    is_grounded = encoder.step == "ground" and "grounding" in trained
+    if key.startswith(("speech_to_image_", "image_to_speech_")) and not is_grounded:
+        return "grounding among what ground.phases weigh with takes.publish grounded"
+    if kind == "training" and not trained & {"codebooks", "contrast"}:
+        return f"codebooks or contrast among what {encoder.step}.phases weigh"
+    return ""
 
 
 def params_of(arm: Arm, beside: Path, params: Mapping[str, Any], begins: str) -> dict[str, Any]:

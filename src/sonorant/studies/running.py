@@ -16,7 +16,7 @@ from pathlib import Path
 from sonorant.launch.processes import end_with_parent
 from sonorant.launch.stopping import Stop, stop_requests
 from sonorant.params import read_params
-from sonorant.studies.plan import OUTPUTS, Work, ordered, params_of, read_study, reports_of
+from sonorant.studies.plan import OUTPUTS, Work, ordered, plan_study, read_study
 
 TICK_SECONDS = 0.2
 PATIENCE_SECONDS = 30.0
@@ -187,15 +187,7 @@ def run_studies(
             raise ValueError(f"study: found two studies of the name {path.stem}, wanted one: rename a file")
     studies = {name: read_study(path) for name, path in paths.items()}
     common = read_params(configs, overrides)
-    reports: dict[str, dict[str, list[Work]]] = {}
-    for name, study in studies.items():
-        arms = {key: params_of(arm, paths[name].parent, common, study.begins) for key, arm in study.arms.items()}
-        # Seed by seed, arm by arm: whatever else the machine does falls on all alike.
-        reports[name] = {
-            f"{key}/{seed}": reports_of(key, params, seed, study.begins)
-            for seed in (study.seeds if seeds is None else seeds)
-            for key, params in arms.items()
-        }
+    reports = {name: plan_study(study, paths[name].parent, common, seeds) for name, study in studies.items()}
     wanted = [work for runs in reports.values() for works in runs.values() for work in works]
     failed = run_all(ordered(wanted), folder, num_jobs, say)
     lost_studies = []
