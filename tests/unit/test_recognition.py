@@ -98,14 +98,15 @@ def spelt(count: int, seed: int, *, is_noise: bool = False) -> list[Spoken]:
 
 
 def test_a_recurrent_head_reads_words() -> None:
-    budget = replace(BUDGET, hidden_dim=24)
+    budget = replace(BUDGET, hidden_dim=24, num_updates=200)
     found = fit_recogniser(spelt(60, 0), spelt(20, 1), budget, is_recurrent=True)
     assert isinstance(found.head, RecurrentHead)
     test = [one for one in spelt(40, 2) if text_of(one.tokens)]
     assert found.error(test) <= 0.02
     words = [(text_of(one.tokens).split(), text_of(found.recognise(one.states)).split()) for one in test]
     assert error_rate([wanted for wanted, _ in words], [heard for _, heard in words]) <= 0.1
-    noise = fit_recogniser(spelt(60, 0, is_noise=True), spelt(20, 1, is_noise=True), budget, is_recurrent=True)
+    short = replace(budget, num_updates=50)
+    noise = fit_recogniser(spelt(60, 0, is_noise=True), spelt(20, 1, is_noise=True), short, is_recurrent=True)
     assert noise.error(spelt(40, 2, is_noise=True)) > 0.7
 
 
