@@ -35,15 +35,17 @@ study: $(INSTALLED) ## what five papers claim, tested again on ../shared/data: u
 	$(STUDY) alignment --config recipes/runs/study.yaml --config recipes/measures/transcripts.yaml
 	$(STUDY) schedules --config recipes/runs/digits.yaml --config recipes/measures/elsewhere.yaml
 
+# A file's tests stay in one process, for they share what they have made.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 test: $(INSTALLED) ## lint, types and every test that is not marked slow
 	@echo "== ruff, mypy"
 	ruff check .
 	mypy
 	@echo "== pytest"
-	pytest -m "not slow"
+	pytest $(PARALLEL) -m "not slow"
 
 test-all: $(INSTALLED) ## the slow tests too
-	pytest
+	pytest $(PARALLEL)
 
 check: $(INSTALLED) ## lint and types alone
 	ruff check .

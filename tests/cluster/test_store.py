@@ -369,7 +369,9 @@ def test_a_server_beside_follow_serves_what_the_alias_stands_for(rgw: Rgw, tmp_p
         rgw.stop()
         wait_for("a word of the outage", lambda: "trying again every 0.2 s" in told.read_text(), sidecar)
         time.sleep(1)
-        assert told.read_text().count("trying again") == 1
+        # Another reason is another line: connections cut off in an answer come before those that nobody takes.
+        lines = [line for line in told.read_text().splitlines() if "trying again" in line]
+        assert len(set(lines)) == len(lines) <= 2
         rgw.start()
         wait_for("a word of its end", lambda: "is found again" in told.read_text(), sidecar)
         store.rollback("model@production")
