@@ -16,8 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("SONORANT_IMAGE", f"registry.example/sonorant-train@sha256:{'0' * 64}")
 
 
-
-
 def name_outer_frames(frame: FrameType | None) -> None:
     """kfp asks `inspect` for the whole stack at every task, and that searches all modules for code that is of none, as
     pytest-xdist's: a second where torch is loaded. It need not search where it is told."""

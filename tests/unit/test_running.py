@@ -64,7 +64,7 @@ def test_what_a_killed_study_has_left_is_waited_for(tmp_path: Path) -> None:
             assert lock > 2
         end.join()
     assert len(said) == 1
-    # Nobody is waited for now.
+    # Free now: no one is waited for.
     with taken(tmp_path, said.append):
         assert len(said) == 1
 

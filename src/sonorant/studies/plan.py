@@ -97,10 +97,14 @@ def check_claims(study: StudyConfig, runs: Mapping[str, Sequence[Work]]) -> None
     for claim in study.claims:
         arms = (claim.better, claim.than)
         ours, theirs = ([drawn_by(work) for work in reports[arm]] for arm in arms)
-        if ours != theirs:
-            apart = [name for name in DRAWN_BY if [one[name] for one in ours] != [one[name] for one in theirs]]
-            found = f"arms {', '.join(arms)}: found different evaluate.{', evaluate.'.join(apart)}"
-            faults[f"{found}, wanted the same, for a claim compares them: set them for both"] = None
+        if len(ours) != len(theirs):
+            found = f"arms {', '.join(arms)}: found {len(ours)} and {len(theirs)} corpora that they are measured on"
+            faults[f"{found}, wanted the same, for a claim compares them: give both {ELSEWHERE} or none"] = None
+        for one, other in zip(ours, theirs, strict=False):
+            for name in DRAWN_BY:
+                if one[name] != other[name]:
+                    found = f"arms {', '.join(arms)}: found evaluate.{name} {one[name]!r} and {other[name]!r}"
+                    faults[f"{found}, wanted the same, for a claim compares them: set it for both"] = None
         for arm, key in product(arms, claim.by):
             lacking = [lack_of(key, work) for work in reports[arm]]
             if all(lacking):
