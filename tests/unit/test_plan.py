@@ -319,7 +319,7 @@ def test_only_the_arms_of_a_claim_must_have_its_scores(tmp_path: Path) -> None:
 
 def test_the_arms_of_a_claim_are_measured_alike(tmp_path: Path) -> None:
     arms = {"plain": {}, "more": {"params": {"evaluate": {"split": "dev", "seed": 3}}}}
-    with pytest.raises(ValueError, match=r"^study: arms more, plain: found evaluate.split 'dev' and 'test', ") as caught:
+    with pytest.raises(ValueError, match=r"^study: arms more, plain: found evaluate.split 'dev' and 'test'") as caught:
         planned(write(tmp_path, arms=arms), PARAMS)
     assert "found evaluate.seed 3 and 0, wanted the same, for a claim compares them: set it" in str(caught.value)
     arms = {"plain": {}, "more": {"params": {"elsewhere": {"prepare": PARAMS["prepare"]}}}}
