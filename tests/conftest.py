@@ -28,6 +28,12 @@ def name_outer_frames(frame: FrameType | None) -> None:
 name_outer_frames(sys._getframe())
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Tests are not called by bytes: audio files hold the second they were made at, and every process of pytest-xdist
+    must find the same tests."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The sample speech beside the checkout or in $SONORANT_SHARED_DATA; skips where it is missing."""
